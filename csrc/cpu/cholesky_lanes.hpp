@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// Hermitian positive definite systems, one per vector lane: lane w of every vector belongs to
+// snapshot w of a group, so no step of the factorisation needs a horizontal operation.
+//
+// The factor is stored as [M, M] vectors, lower triangle, with the *reciprocals* of the diagonal.
+#pragma once
+
+#include "panel.hpp"
+
+namespace riskernels::RISKERNELS_ISA {
+
+// In place: S (lower, loading already on the diagonal) -> Cholesky factor. Pivots are clamped at
+// `floor`, a bound that holds in exact arithmetic; NaN pivots stay NaN.
+template <typename T>
+inline void cholesky_lanes(int64_t m, Planar<T> s, typename Simd<T>::V floor) {
+  using S = Simd<T>;
+  for (int64_t j = 0; j < m; ++j) {
+    const auto column = s.at(0, j);
+    auto pivot = S::load(column.re + j * s.row);
+    pivot = pivot < floor ? floor : pivot;
+    alignas(RISKERNELS_VECTOR_BYTES) T lanes[S::W];
+    S::store(lanes, pivot);
+    for (int w = 0; w < S::W; ++w) lanes[w] = T(1) / __builtin_sqrt(lanes[w]);
+    const auto inverse = S::load(lanes);
+    S::store(column.re + j * s.row, inverse);
+    for (int64_t i = j + 1; i < m; ++i) {
+      S::store(column.re + i * s.row, S::load(column.re + i * s.row) * inverse);
+      S::store(column.im + i * s.row, S::load(column.im + i * s.row) * inverse);
+    }
+    for (int64_t k = j + 1; k < m; ++k) {
+      const auto x_re = S::load(column.re + k * s.row), x_im = S::load(column.im + k * s.row);
+      const auto target = s.at(0, k);
+      for (int64_t i = k; i < m; ++i) {
+        const auto c_re = S::load(column.re + i * s.row), c_im = S::load(column.im + i * s.row);
+        auto re = S::load(target.re + i * s.row), im = S::load(target.im + i * s.row);
+        re -= c_re * x_re;
+        im -= c_im * x_re;
+        re -= c_im * x_im;
+        im += c_re * x_im;
+        S::store(target.re + i * s.row, re);
+        S::store(target.im + i * s.row, im);
+      }
+    }
+  }
+}
+
+// In place: z (rows m, one vector of lanes) -> S^{-1} z. With `Shared`, every lane uses lane 0 of
+// the factor.
+template <typename T, bool Shared>
+inline void solve_lanes(int64_t m, Planar<const T> factor, Planar<T> z) {
+  using S = Simd<T>;
+  const auto entry = [](const T* p) { return Shared ? S::splat(*p) : S::load(p); };
+  for (int64_t i = 0; i < m; ++i) {
+    auto re = S::load(z.re + i * z.row), im = S::load(z.im + i * z.row);
+    for (int64_t j = 0; j < i; ++j) {
+      const auto f = factor.at(i, j);
+      const auto f_re = entry(f.re), f_im = entry(f.im);
+      const auto x_re = S::load(z.re + j * z.row), x_im = S::load(z.im + j * z.row);
+      re -= f_re * x_re;
+      im -= f_re * x_im;
+      re += f_im * x_im;
+      im -= f_im * x_re;
+    }
+    const auto inverse = entry(factor.at(i, i).re);
+    S::store(z.re + i * z.row, re * inverse);
+    S::store(z.im + i * z.row, im * inverse);
+  }
+  for (int64_t i = m - 1; i >= 0; --i) {
+    auto re = S::load(z.re + i * z.row), im = S::load(z.im + i * z.row);
+    for (int64_t j = i + 1; j < m; ++j) {
+      const auto f = factor.at(j, i);
+      const auto f_re = entry(f.re), f_im = entry(f.im);
+      const auto x_re = S::load(z.re + j * z.row), x_im = S::load(z.im + j * z.row);
+      re -= f_re * x_re;
+      im -= f_re * x_im;
+      re -= f_im * x_im;
+      im += f_im * x_re;
+    }
+    const auto inverse = entry(factor.at(i, i).re);
+    S::store(z.re + i * z.row, re * inverse);
+    S::store(z.im + i * z.row, im * inverse);
+  }
+}
+
+}  // namespace riskernels::RISKERNELS_ISA

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vectors of one instruction set. A kernel file is compiled once per instruction set with
+// RISKERNELS_ISA naming it; everything here lives in that namespace, so that the linker can never
+// replace one set's code by another's. For the same reason kernels call no inline std function.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#if !defined(RISKERNELS_ISA) || !defined(RISKERNELS_VECTOR_BYTES)
+#error "kernel files are compiled with RISKERNELS_ISA and RISKERNELS_VECTOR_BYTES"
+#endif
+
+#define RISKERNELS_INLINE inline __attribute__((always_inline))
+
+namespace riskernels::RISKERNELS_ISA {
+
+template <typename T>
+struct IntegerOf;
+template <>
+struct IntegerOf<float> {
+  using type = int32_t;
+};
+template <>
+struct IntegerOf<double> {
+  using type = int64_t;
+};
+
+template <typename T>
+struct Simd {
+  using Int = typename IntegerOf<T>::type;
+  static constexpr int W = RISKERNELS_VECTOR_BYTES / sizeof(T);
+  typedef T V __attribute__((vector_size(RISKERNELS_VECTOR_BYTES)));
+  typedef Int I __attribute__((vector_size(RISKERNELS_VECTOR_BYTES)));
+  typedef T Unaligned
+      __attribute__((vector_size(RISKERNELS_VECTOR_BYTES), aligned(alignof(T)), may_alias));
+
+  static RISKERNELS_INLINE V load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
+  static RISKERNELS_INLINE void store(T* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
+  static RISKERNELS_INLINE V splat(T s) { return splat_(s, std::make_integer_sequence<Int, W>()); }
+  static RISKERNELS_INLINE T sum(V v) {
+    T total = v[0];
+    for (int i = 1; i < W; ++i) total += v[i];
+    return total;
+  }
+
+  // (re0 im0 re1 im1 ...) in a, b  <->  (re0 re1 ...), (im0 im1 ...)
+  static RISKERNELS_INLINE void deinterleave(V a, V b, V& re, V& im) {
+    deinterleave_(a, b, re, im, std::make_integer_sequence<Int, W>());
+  }
+  static RISKERNELS_INLINE void interleave(V re, V im, V& a, V& b) {
+    interleave_(re, im, a, b, std::make_integer_sequence<Int, W>());
+  }
+
+ private:
+  template <Int... K>
+  static RISKERNELS_INLINE V splat_(T s, std::integer_sequence<Int, K...>) {
+    return V{(static_cast<void>(K), s)...};
+  }
+#if defined(__clang__)
+  template <Int... K>
+  static RISKERNELS_INLINE void deinterleave_(V a, V b, V& re, V& im,
+                                              std::integer_sequence<Int, K...>) {
+    re = __builtin_shufflevector(a, b, (2 * K)...);
+    im = __builtin_shufflevector(a, b, (2 * K + 1)...);
+  }
+  template <Int... K>
+  static RISKERNELS_INLINE void interleave_(V re, V im, V& a, V& b,
+                                            std::integer_sequence<Int, K...>) {
+    a = __builtin_shufflevector(re, im, (K / 2 + (K % 2) * W)...);
+    b = __builtin_shufflevector(re, im, (W / 2 + K / 2 + (K % 2) * W)...);
+  }
+#else
+  template <Int... K>
+  static RISKERNELS_INLINE void deinterleave_(V a, V b, V& re, V& im,
+                                              std::integer_sequence<Int, K...>) {
+    re = __builtin_shuffle(a, b, I{(2 * K)...});
+    im = __builtin_shuffle(a, b, I{(2 * K + 1)...});
+  }
+  template <Int... K>
+  static RISKERNELS_INLINE void interleave_(V re, V im, V& a, V& b,
+                                            std::integer_sequence<Int, K...>) {
+    a = __builtin_shuffle(re, im, I{(K / 2 + (K % 2) * W)...});
+    b = __builtin_shuffle(re, im, I{(W / 2 + K / 2 + (K % 2) * W)...});
+  }
+#endif
+};
+
+RISKERNELS_INLINE constexpr int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+// One complex row of n elements with any stride into planar re and im.
+template <typename T>
+RISKERNELS_INLINE void load_row(const T* row, int64_t stride, int64_t n, T* re, T* im) {
+  using S = Simd<T>;
+  int64_t i = 0;
+  if (stride == 1) {
+    for (; i + S::W <= n; i += S::W) {
+      typename S::V a, b;
+      S::deinterleave(S::load(row + 2 * i), S::load(row + 2 * i + S::W), a, b);
+      S::store(re + i, a);
+      S::store(im + i, b);
+    }
+  }
+  for (; i < n; ++i) {
+    re[i] = row[2 * i * stride];
+    im[i] = row[2 * i * stride + 1];
+  }
+}
+
+// Planar re and im into one contiguous complex row of n elements.
+template <typename T>
+RISKERNELS_INLINE void store_row(T* row, int64_t n, const T* re, const T* im) {
+  using S = Simd<T>;
+  int64_t i = 0;
+  for (; i + S::W <= n; i += S::W) {
+    typename S::V a, b;
+    S::interleave(S::load(re + i), S::load(im + i), a, b);
+    S::store(row + 2 * i, a);
+    S::store(row + 2 * i + S::W, b);
+  }
+  for (; i < n; ++i) {
+    row[2 * i] = re[i];
+    row[2 * i + 1] = im[i];
+  }
+}
+
+}  // namespace riskernels::RISKERNELS_ISA

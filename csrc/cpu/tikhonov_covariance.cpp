@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// Launcher and registration of tikhonov_covariance on the CPU.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "kernels.hpp"
+#include "tikhonov_inputs.hpp"
+
+namespace riskernels {
+namespace {
+
+Tensor covariance(const Tensor& y, const Tensor& h, const Tensor& codes, double alpha,
+                  bool relative, bool center) {
+  check_tikhonov("tikhonov_covariance", y, h, codes, alpha);
+  const int64_t n = codes.size(2);
+  Tensor out = torch::stable::new_empty(y, {y.size(0), n, n});
+  const auto run = [&]<typename T>(T) {
+    const auto problem = tikhonov_problem<T>(y, h, codes, alpha, relative, center);
+    T* const data = mutable_real_pointer<T>(out);
+    for_each_range(problem.scenes, [&](int64_t begin, int64_t end) {
+      RISKERNELS_RUN(tikhonov_covariance, problem, data, begin, end);
+    });
+  };
+  y.scalar_type() == ScalarType::ComplexFloat ? run(float{}) : run(double{});
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> covariance_backward(const Tensor& grad, const Tensor& y,
+                                                       const Tensor& h, const Tensor& codes,
+                                                       double alpha, bool relative, bool center,
+                                                       bool need_y, bool need_h, bool need_codes) {
+  const char* op = "tikhonov_covariance_backward";
+  check_tikhonov(op, y, h, codes, alpha);
+  check_complex(op, "grad", grad, y);
+  check_shape(op, "grad", grad, {y.size(0), codes.size(2), codes.size(2)});
+  GradientTensors out(y, h, codes, need_y, need_h, need_codes);
+  const auto run = [&]<typename T>(T) {
+    const auto problem = tikhonov_problem<T>(y, h, codes, alpha, relative, center);
+    const auto gradient = incoming<T>(grad);
+    const auto pointers = out.pointers<T>();
+    for_each_range(problem.scenes, [&](int64_t begin, int64_t end) {
+      RISKERNELS_RUN(tikhonov_covariance_backward, problem, gradient, pointers, begin, end);
+    });
+  };
+  y.scalar_type() == ScalarType::ComplexFloat ? run(float{}) : run(double{});
+  return {out.y, out.h, out.codes};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(riskernels, CPU, m) {
+  m.impl("tikhonov_covariance", TORCH_BOX(&covariance));
+  m.impl("tikhonov_covariance_backward", TORCH_BOX(&covariance_backward));
+}
+
+}  // namespace riskernels

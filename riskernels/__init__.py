@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Covariance mathematics of RIS localization as fused, differentiable PyTorch operators.
+
+Importing this package defines ``torch.ops.riskernels.*`` and loads the native libraries.
+"""
+
+from riskernels import library
+
+library.check_torch_version()
+
+from riskernels.library import use_backend  # noqa: E402
+from riskernels.ops import hermitian_nmse, tikhonov_covariance, tikhonov_snapshots  # noqa: E402
+
+library.load()
+
+__version__ = "0.1.0"
+__all__ = [
+    "__version__",
+    "hermitian_nmse",
+    "tikhonov_covariance",
+    "tikhonov_snapshots",
+    "use_backend",
+]

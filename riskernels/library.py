@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds and loads the native libraries; decides, explains and selects the backend.
+
+An operator runs on the first of these that serves its device:
+
+- CPU tensors: the native CPU library, else the reference.
+- CUDA tensors: the native CUDA library, else Triton, else the reference.
+
+The choice is the dispatcher's: a library that loads registers ``CPU`` or ``CUDA`` kernels, and what
+it does not register falls to the reference. A fallback warns once per device, and
+``RISKERNELS_REQUIRE=cpu|cuda|triton`` (comma-separated) turns a missing backend into an
+ImportError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import os
+import pkgutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+MINIMUM_TORCH = (2, 10)
+BACKENDS = ("reference", "cpu", "cuda", "triton")
+LIBRARY_FOLDER = Path(__file__).parent / "lib"
+
+
+@dataclass
+class BackendStatus:
+    """What became of one backend."""
+
+    name: str
+    available: bool = False
+    reason: str = "not loaded yet"
+    """Why it is not available, load errors verbatim; empty when it is."""
+    path: str | None = None
+    operators: tuple[str, ...] = ()
+
+
+_status = {name: BackendStatus(name) for name in BACKENDS}
+_references: dict[str, Callable[..., Any]] = {}
+_triton: dict[str, Callable[..., Any]] = {}
+_registrations: list[torch.library.Library] = []
+_warned: set[str] = set()
+
+
+def check_torch_version() -> None:
+    """Refuse a torch older than the stable ABI that the libraries are built on."""
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < MINIMUM_TORCH:
+        raise ImportError(
+            f"riskernels needs torch >= {'.'.join(map(str, MINIMUM_TORCH))}, found "
+            f"{torch.__version__}; upgrade torch"
+        )
+
+
+def register_reference(op: str, reference: Callable[..., Any]) -> None:
+    """Remember the input-checking reference of an operator for :func:`use_backend`."""
+    _references[op] = reference
+
+
+def operators() -> tuple[str, ...]:
+    """Names of the operators that have kernels of their own."""
+    return tuple(sorted(_references))
+
+
+def has_kernel(op: str, key: str) -> bool:
+    """Whether the dispatcher holds a kernel for the operator at this dispatch key."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"riskernels::{op}", key))
+
+
+def note_fallback(op: str, device_type: str) -> None:
+    """Warn once per device that an operator runs on the reference for want of a native kernel."""
+    native = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device_type)
+    if native is None or device_type in _warned:
+        return
+    _warned.add(device_type)
+    why = "; ".join(f"{name}: {_status[name].reason}" for name in native)
+    warnings.warn(
+        f"riskernels::{op} runs on the PyTorch reference on {device_type} ({why}). It is correct "
+        "but slow; see `python -m riskernels.info`",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _load_native(name: str) -> None:
+    status = _status[name]
+    path = LIBRARY_FOLDER / f"libriskernels_{name}.so"
+    status.path = str(path)
+    if not path.is_file():
+        status.reason = "the library was not built; run `pip install -e .`"
+        return
+    if name == "cuda" and torch.version.cuda is None:
+        status.reason = f"torch {torch.__version__} is a build without CUDA"
+        return
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        status.reason = str(error)
+        return
+    status.operators = tuple(op for op in operators() if has_kernel(op, name.upper()))
+    status.available, status.reason = True, ""
+
+
+def _load_triton() -> None:
+    status = _status["triton"]
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        status.reason = str(error)
+        return
+    package = importlib.import_module("riskernels.triton_kernels")
+    for found in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{found.name}")
+        served = {op: getattr(module, op) for op in operators() if hasattr(module, op)}
+        _triton.update(served)
+    if not _triton:
+        status.reason = "this version has no Triton kernels"
+        return
+    status.operators = tuple(sorted(_triton))
+    status.available, status.reason = True, ""
+    missing = [op for op in _triton if not has_kernel(op, "CUDA")]
+    if missing:
+        registration = torch.library.Library("riskernels", "IMPL")
+        for op in missing:
+            registration.impl(op, _triton[op], "CUDA")
+        _registrations.append(registration)
+
+
+def load() -> None:
+    """Load every backend there is, and honour ``RISKERNELS_REQUIRE``."""
+    _status["reference"].available, _status["reference"].reason = True, ""
+    _status["reference"].operators = operators()
+    _load_native("cpu")
+    _load_native("cuda")
+    _load_triton()
+    wanted = [w for w in os.environ.get("RISKERNELS_REQUIRE", "").replace(" ", "").split(",") if w]
+    for name in wanted:
+        if name not in BACKENDS:
+            raise ImportError(f"RISKERNELS_REQUIRE={name}: expected one of {', '.join(BACKENDS)}")
+        if not _status[name].available:
+            raise ImportError(
+                f"RISKERNELS_REQUIRE={name}: backend not available: {_status[name].reason}"
+            )
+
+
+def backend_status() -> dict[str, BackendStatus]:
+    """Status of every backend by name."""
+    return dict(_status)
+
+
+def implementation(op: str, device_type: str) -> str:
+    """Which backend serves an operator on ``"cpu"`` or ``"cuda"``."""
+    if not has_kernel(op, device_type.upper()):
+        return "reference"
+    if device_type == "cuda" and op not in _status["cuda"].operators:
+        return "triton"
+    return device_type
+
+
+def simd_level() -> str | None:
+    """Instruction set that the loaded CPU library runs on, or None without it."""
+    status = _status["cpu"]
+    if not status.available or status.path is None:
+        return None
+    function = ctypes.CDLL(status.path).riskernels_simd_level
+    function.restype = ctypes.c_char_p
+    level: bytes = function()
+    return level.decode()
+
+
+class _Selection(TorchDispatchMode):
+    """Runs riskernels operators on one backend; every other operator is untouched."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.backend = backend
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        op = func._schema.name.removeprefix("riskernels::")
+        if op == func._schema.name or op not in _references:
+            return func(*args, **kwargs)
+        device_type = args[0].device.type
+        if device_type == "meta":
+            return func(*args, **kwargs)
+        if self.backend == "reference":
+            return _references[op](*args, **kwargs)
+        if self.backend == "triton":
+            return _triton[op](*args, **kwargs)
+        if self.backend != device_type:
+            raise RuntimeError(
+                f"riskernels::{op}: backend {self.backend!r} was selected, but the input is on "
+                f"{device_type}"
+            )
+        if op not in _status[self.backend].operators:
+            raise RuntimeError(f"riskernels::{op}: backend {self.backend!r} does not serve it")
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every riskernels operator of this thread on one backend while the context is open.
+
+    A backward pass is selected by the context it runs in, so call ``backward()`` inside. For
+    tests, debugging and benchmarks; without it the fastest backend of the device runs.
+
+    Args:
+        name: ``"reference"``, ``"cpu"``, ``"cuda"`` or ``"triton"``.
+
+    Raises:
+        ValueError: no such backend.
+        RuntimeError: the backend is not available (with the reason), or an input is on a device
+            that it does not serve.
+
+    Example:
+        >>> a = torch.randn(1, 4, 4, dtype=torch.complex64)
+        >>> with use_backend("reference"):
+        ...     hermitian_nmse(a, a)
+        tensor([0.])
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}, expected one of {', '.join(BACKENDS)}")
+    status = _status[name]
+    if not status.available:
+        raise RuntimeError(f"backend {name!r} is not available: {status.reason}")
+    with _Selection(name):
+        yield

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an operator enters the dispatcher: schema, reference, fake, autograd, vmap, autocast.
+
+An operator file calls :func:`define` once per schema and then attaches its rules. Native libraries
+add ``CPU`` and ``CUDA`` kernels to the same schemas when they are loaded, so nothing here changes
+with the set of backends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riskernels import library
+
+NAMESPACE = "riskernels"
+_LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
+
+
+def define(schema: str, reference: Callable[..., Any], check: Callable[..., None]) -> str:
+    """Define an operator whose fallback on every device is ``reference`` after ``check``.
+
+    Returns the qualified name, ``riskernels::<op>``.
+    """
+    op = str(_LIBRARY.define(schema, tags=_TAGS)).split("::")[-1]
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        check(*args, **kwargs)
+        outputs = reference(*args, **kwargs)
+        # Compiled code relies on the strides that the fake announces: contiguous ones.
+        if isinstance(outputs, Tensor):
+            return outputs.contiguous()
+        return tuple(output.contiguous() for output in outputs)
+
+    def fallback(*args: Any, **kwargs: Any) -> Any:
+        library.note_fallback(op, args[0].device.type)
+        return checked(*args, **kwargs)
+
+    _LIBRARY.impl(op, fallback, "CompositeExplicitAutograd")
+    library.register_reference(op, checked)
+    return f"{NAMESPACE}::{op}"
+
+
+def define_composite(schema: str, implementation: Callable[..., Any]) -> str:
+    """Define an operator that is, on every device, a composition of other operators."""
+    op = str(_LIBRARY.define(schema, tags=_TAGS)).split("::")[-1]
+    _LIBRARY.impl(op, implementation, "CompositeImplicitAutograd")
+    # Without a kernel of its own, vmap would run the composition once per mapped item.
+    _LIBRARY.impl(op, implementation, "FuncTorchBatched")
+    return f"{NAMESPACE}::{op}"
+
+
+def register_fake(op: str, fake: Callable[..., Any]) -> None:
+    """Shapes and dtypes without data, for FakeTensor, torch.compile and torch.export."""
+    torch.library.register_fake(op, fake, lib=_LIBRARY)
+
+
+def register_autograd(
+    op: str, backward: Callable[..., Any], setup_context: Callable[..., None]
+) -> None:
+    """Reverse-mode rule; forward-mode AD raises because no rule for it exists."""
+    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=_LIBRARY)
+
+
+def refuse_autograd(op: str) -> None:
+    """A backward operator has no derivative of its own: asking for one raises."""
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            f"{op}: second derivatives are not available; "
+            "detach the first-order gradient or call backward without create_graph=True"
+        )
+
+    torch.library.register_autograd(op, backward, lib=_LIBRARY)
+
+
+def register_vmap(op: str, rule: Callable[..., Any]) -> None:
+    """Rule for torch.vmap."""
+    torch.library.register_vmap(op, rule, lib=_LIBRARY)
+
+
+def _full_precision(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dtype == torch.complex32:
+        return value.to(torch.complex64)
+    return value
+
+
+def register_full_precision_autocast(op: str) -> None:
+    """Under autocast: half-precision complex inputs are widened, all others run as they are."""
+    short = op.split("::")[-1]
+    overload = getattr(getattr(torch.ops, NAMESPACE), short).default
+
+    def make(device_type: str, key: Any) -> Callable[..., Any]:
+        def autocast(*args: Any, **kwargs: Any) -> Any:
+            args = tuple(_full_precision(value) for value in args)
+            keys = torch._C.DispatchKeySet(key)
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return overload(*args, **kwargs)
+
+        return autocast
+
+    for device_type in ("CPU", "CUDA"):
+        key = getattr(torch._C.DispatchKey, f"Autocast{device_type}")
+        _LIBRARY.impl(short, make(device_type, key), f"Autocast{device_type}")
+
+
+def fold_vmap(size: int, value: Tensor, dim: int | None) -> Tensor:
+    """Merge the mapped dimension of ``value`` (or a stride-0 one) into its leading one."""
+    moved = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+    return moved.reshape(size * moved.shape[1], *moved.shape[2:])
+
+
+def unfold_vmap(size: int, value: Tensor) -> Tensor:
+    """Undo :func:`fold_vmap` on an output."""
+    return value.reshape(size, value.shape[0] // size if size else 0, *value.shape[1:])
