@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 MINIMUM_TORCH = (2, 10)
 BACKENDS = ("reference", "cpu", "cuda", "triton")
+SIMD_LEVELS = ("portable", "avx2", "avx512")
 LIBRARY_FOLDER = Path(__file__).parent / "lib"
 
 
@@ -109,6 +110,8 @@ def _load_native(name: str) -> None:
         return
     status.operators = tuple(op for op in operators() if has_kernel(op, name.upper()))
     status.available, status.reason = True, ""
+    if name == "cpu" and simd_level() not in SIMD_LEVELS:
+        raise ImportError(simd_level())
 
 
 def _load_triton() -> None:
@@ -168,7 +171,10 @@ def implementation(op: str, device_type: str) -> str:
 
 
 def simd_level() -> str | None:
-    """Instruction set that the loaded CPU library runs on, or None without it."""
+    """Instruction set that the loaded CPU library runs on, or None without the library.
+
+    An unusable ``RISKERNELS_SIMD`` gives the library's message instead, which :func:`load` raises.
+    """
     status = _status["cpu"]
     if not status.available or status.path is None:
         return None

@@ -9,11 +9,23 @@
 
 namespace riskernels::RISKERNELS_ISA {
 
-// In place: S (lower, loading already on the diagonal) -> Cholesky factor. Pivots are clamped at
-// `floor`, a bound that holds in exact arithmetic; NaN pivots stay NaN.
+// In place: S (lower, loading already on the diagonal) -> Cholesky factor.
+//
+// No pivot lies below the loading in exact arithmetic. In floating point the Schur complement
+// carries noise of a few eps max(S_ii); where that exceeds the loading, dividing noise by the root
+// of a smaller pivot would let it grow from column to column until it overflows. The floor is
+// therefore the larger of the two, 8 M times the noise unit, below which nothing is resolved
+// anyway. NaN pivots stay NaN.
 template <typename T>
-inline void cholesky_lanes(int64_t m, Planar<T> s, typename Simd<T>::V floor) {
+inline void cholesky_lanes(int64_t m, Planar<T> s, typename Simd<T>::V loading) {
   using S = Simd<T>;
+  auto largest = S::load(s.re);
+  for (int64_t i = 1; i < m; ++i) {
+    const auto entry = S::load(s.at(i, i).re);
+    largest = entry > largest ? entry : largest;
+  }
+  const auto noise = largest * S::splat(T(8) * static_cast<T>(m) * S::kEpsilon);
+  const auto floor = noise > loading ? noise : loading;
   for (int64_t j = 0; j < m; ++j) {
     const auto column = s.at(0, j);
     auto pivot = S::load(column.re + j * s.row);

@@ -116,8 +116,8 @@ RISKERNELS_INLINE RowSums<T> row_sums(const T* estimate, const T* target, int64_
 
 // Gradient rows; `scale` and `ratio` are the off-diagonal factors, the diagonal is set after.
 template <typename T, bool Masked, bool Estimate, bool Target>
-RISKERNELS_INLINE void row_gradient(const T* estimate, const T* target, int64_t n, T scale,
-                                    T ratio, const typename Simd<T>::Int* mask, T* grad_estimate,
+RISKERNELS_INLINE void row_gradient(const T* estimate, const T* target, int64_t n, T scale, T ratio,
+                                    const typename Simd<T>::Int* mask, T* grad_estimate,
                                     T* grad_target) {
   using S = Simd<T>;
   using L = Lanes<T>;
@@ -220,8 +220,7 @@ void scene_gradient(const NmseProblem<T>& p, int64_t b, const Buffers<T>& buffer
 }  // namespace
 
 template <typename T>
-void hermitian_nmse_forward(const NmseProblem<T>& p, T* nmse, T* sums, int64_t begin,
-                            int64_t end) {
+void hermitian_nmse_forward(const NmseProblem<T>& p, T* nmse, T* sums, int64_t begin, int64_t end) {
   const Buffers<T> buffers(p.elements);
   for (int64_t b = begin; b < end; ++b) {
     T* const s = sums + 4 * b;
@@ -231,8 +230,7 @@ void hermitian_nmse_forward(const NmseProblem<T>& p, T* nmse, T* sums, int64_t b
       expand_mask<T>(p.mask + b * p.mask_stride[0], p.mask_stride[1], p.elements, buffers.mask);
       scene_sums<T, true>(p, b, buffers, s);
     }
-    const double parts =
-        p.lam_diag * s[0] / (s[2] + p.eps) + p.lam_off * s[1] / (s[3] + p.eps);
+    const double parts = p.lam_diag * s[0] / (s[2] + p.eps) + p.lam_off * s[1] / (s[3] + p.eps);
     nmse[b] = static_cast<T>(parts / (p.lam_diag + p.lam_off));
   }
 }

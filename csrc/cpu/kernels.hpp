@@ -7,25 +7,25 @@
 #include "../common/nmse_problem.hpp"
 #include "../common/tikhonov_problem.hpp"
 
-#define RISKERNELS_DECLARE_KERNELS(ISA)                                                          \
-  namespace ISA {                                                                                \
-  template <typename T>                                                                          \
-  void tikhonov_covariance(const TikhonovProblem<T>&, T* out, int64_t begin, int64_t end);       \
-  template <typename T>                                                                          \
-  void tikhonov_covariance_backward(const TikhonovProblem<T>&, const IncomingGradient<T>&,       \
-                                    const TikhonovGradients<T>&, int64_t begin, int64_t end);    \
-  template <typename T>                                                                          \
-  void tikhonov_snapshots(const TikhonovProblem<T>&, T* out, int64_t begin, int64_t end);        \
-  template <typename T>                                                                          \
-  void tikhonov_snapshots_backward(const TikhonovProblem<T>&, const IncomingGradient<T>&,        \
-                                   const TikhonovGradients<T>&, int64_t begin, int64_t end);     \
-  template <typename T>                                                                          \
-  void hermitian_nmse_forward(const NmseProblem<T>&, T* nmse, T* sums, int64_t begin,            \
-                              int64_t end);                                                      \
-  template <typename T>                                                                          \
-  void hermitian_nmse_backward(const NmseProblem<T>&, const T* grad, int64_t grad_stride,        \
-                               const T* sums, T* grad_estimate, T* grad_target, int64_t begin,   \
-                               int64_t end);                                                     \
+#define RISKERNELS_DECLARE_KERNELS(ISA)                                                        \
+  namespace ISA {                                                                              \
+  template <typename T>                                                                        \
+  void tikhonov_covariance(const TikhonovProblem<T>&, T* out, int64_t begin, int64_t end);     \
+  template <typename T>                                                                        \
+  void tikhonov_covariance_backward(const TikhonovProblem<T>&, const IncomingGradient<T>&,     \
+                                    const TikhonovGradients<T>&, int64_t begin, int64_t end);  \
+  template <typename T>                                                                        \
+  void tikhonov_snapshots(const TikhonovProblem<T>&, T* out, int64_t begin, int64_t end);      \
+  template <typename T>                                                                        \
+  void tikhonov_snapshots_backward(const TikhonovProblem<T>&, const IncomingGradient<T>&,      \
+                                   const TikhonovGradients<T>&, int64_t begin, int64_t end);   \
+  template <typename T>                                                                        \
+  void hermitian_nmse_forward(const NmseProblem<T>&, T* nmse, T* sums, int64_t begin,          \
+                              int64_t end);                                                    \
+  template <typename T>                                                                        \
+  void hermitian_nmse_backward(const NmseProblem<T>&, const T* grad, int64_t grad_stride,      \
+                               const T* sums, T* grad_estimate, T* grad_target, int64_t begin, \
+                               int64_t end);                                                   \
   }
 
 namespace riskernels {
@@ -40,16 +40,16 @@ RISKERNELS_DECLARE_KERNELS(portable)
 #if defined(RISKERNELS_X86)
 RISKERNELS_DECLARE_KERNELS(avx2)
 RISKERNELS_DECLARE_KERNELS(avx512)
-#define RISKERNELS_RUN(function, ...)                 \
-  switch (::riskernels::simd_level()) {               \
-    case ::riskernels::SimdLevel::avx512:             \
-      ::riskernels::avx512::function(__VA_ARGS__);    \
-      break;                                          \
-    case ::riskernels::SimdLevel::avx2:               \
-      ::riskernels::avx2::function(__VA_ARGS__);      \
-      break;                                          \
-    default:                                          \
-      ::riskernels::portable::function(__VA_ARGS__);  \
+#define RISKERNELS_RUN(function, ...)                \
+  switch (::riskernels::simd_level()) {              \
+    case ::riskernels::SimdLevel::avx512:            \
+      ::riskernels::avx512::function(__VA_ARGS__);   \
+      break;                                         \
+    case ::riskernels::SimdLevel::avx2:              \
+      ::riskernels::avx2::function(__VA_ARGS__);     \
+      break;                                         \
+    default:                                         \
+      ::riskernels::portable::function(__VA_ARGS__); \
   }
 #else
 #define RISKERNELS_RUN(function, ...) ::riskernels::portable::function(__VA_ARGS__)

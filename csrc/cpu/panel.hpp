@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The three complex products that every Tikhonov kernel is made of, on planar (split re/im) data.
-// R rows are held in registers at a time: 2 R accumulators leave room for the operands among 16
-// vector registers at R = 6, and hide the latency of the multiply-adds.
+// kRows rows are held in registers at a time: 2 kRows accumulators leave room for the operands
+// among 16 vector registers, and hide the latency of the multiply-adds.
 #pragma once
 
 #include "simd.hpp"
 
 namespace riskernels::RISKERNELS_ISA {
 
-constexpr int kRows = 6;
+constexpr int kRows = 5;
 
 // A planar complex matrix: element (i, k) lies at i * row + k * column.
 template <typename T>

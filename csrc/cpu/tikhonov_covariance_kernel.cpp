@@ -73,6 +73,15 @@ inline void write_mirror(const double* tile, int64_t tile_row, int64_t rows, int
   transpose_scalar(tile, tile_row, rows, columns, out, out_row);
 }
 
+// One row of a tile; a call to memcpy of a run-time size costs more than the copy.
+template <typename T>
+RISKERNELS_INLINE void copy_row(const T* from, int64_t columns, T* to) {
+  using S = Simd<T>;
+  int64_t k = 0;
+  for (; k + S::W <= 2 * columns; k += S::W) S::store(to + k, S::load(from + k));
+  for (; k < 2 * columns; ++k) to[k] = from[k];
+}
+
 template <typename T>
 void outer_products(const TikhonovScene<T>& scene, const Planar<T>& tile, T* interleaved, T* out) {
   constexpr int64_t kTile = TikhonovScene<T>::kTile;
@@ -109,8 +118,7 @@ void outer_products(const TikhonovScene<T>& scene, const Planar<T>& tile, T* int
         write_mirror(interleaved, 2 * kTile, rows, columns, out + 2 * (j0 * n + i0), 2 * n);
       }
       for (int64_t r = 0; r < rows; ++r)
-        __builtin_memcpy(out + 2 * ((i0 + r) * n + j0), interleaved + 2 * r * kTile,
-                         sizeof(T) * 2 * static_cast<std::size_t>(columns));
+        copy_row(interleaved + 2 * r * kTile, columns, out + 2 * ((i0 + r) * n + j0));
     }
   }
 }

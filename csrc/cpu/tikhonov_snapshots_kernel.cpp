@@ -23,8 +23,7 @@ void tikhonov_snapshots(const TikhonovProblem<T>& problem, T* out, int64_t begin
 }
 
 template <typename T>
-void tikhonov_snapshots_backward(const TikhonovProblem<T>& problem,
-                                 const IncomingGradient<T>& grad,
+void tikhonov_snapshots_backward(const TikhonovProblem<T>& problem, const IncomingGradient<T>& grad,
                                  const TikhonovGradients<T>& gradients, int64_t begin,
                                  int64_t end) {
   const auto with_block = [&](void* block, bool run) {
@@ -35,8 +34,8 @@ void tikhonov_snapshots_backward(const TikhonovProblem<T>& problem,
       scene.estimate(b);
       for (int64_t l = 0; l < scene.snapshots; ++l) {
         const auto row = gradient.grad_a.at(l, 0);
-        load_row(grad.data + 2 * (b * grad.stride[0] + l * grad.stride[1]), grad.stride[2],
-                 scene.n, row.re, row.im);
+        load_row(grad.data + 2 * (b * grad.stride[0] + l * grad.stride[1]), grad.stride[2], scene.n,
+                 row.re, row.im);
         for (int64_t i = scene.n; i < scene.n_pad; ++i) row.re[i] = row.im[i] = T(0);
       }
       gradient.finish(b, gradients);
@@ -47,12 +46,10 @@ void tikhonov_snapshots_backward(const TikhonovProblem<T>& problem,
 }
 
 template void tikhonov_snapshots<float>(const TikhonovProblem<float>&, float*, int64_t, int64_t);
-template void tikhonov_snapshots<double>(const TikhonovProblem<double>&, double*, int64_t,
-                                         int64_t);
+template void tikhonov_snapshots<double>(const TikhonovProblem<double>&, double*, int64_t, int64_t);
 template void tikhonov_snapshots_backward<float>(const TikhonovProblem<float>&,
                                                  const IncomingGradient<float>&,
-                                                 const TikhonovGradients<float>&, int64_t,
-                                                 int64_t);
+                                                 const TikhonovGradients<float>&, int64_t, int64_t);
 template void tikhonov_snapshots_backward<double>(const TikhonovProblem<double>&,
                                                   const IncomingGradient<double>&,
                                                   const TikhonovGradients<double>&, int64_t,

@@ -7,8 +7,11 @@ Forward. With Phi = H diag(c) in C^{M x N}, the regularised least-squares estima
 
 The second form (push-through identity) solves M x M instead of N x N. Its matrix S = Phi Phi^H +
 alpha I has no eigenvalue below alpha, hence no Cholesky pivot below alpha either: clamping the
-pivots at alpha changes nothing in exact arithmetic, and keeps rounding from ever producing the
-square root of a negative number.
+pivots at alpha changes nothing in exact arithmetic. In floating point the Schur complements carry
+noise of a few eps max(S_mm); where alpha is below that (M > N and |Phi|^2 / alpha beyond 1 / eps),
+noise divided by the root of a smaller pivot would grow from column to column until it overflows.
+The floor is therefore max(alpha, 8 M eps max(S_mm)): finite input cannot produce NaN, and what
+the larger floor damps lies outside the range of Phi, where a = Phi^H z does not see it.
 
 Backward. Let z = S^{-1} y, so a = Phi^H z, and let g = dL/da (PyTorch's convention, dL/dRe +
 i dL/dIm). With w = S^{-1} Phi g and q = g - Phi^H w,
@@ -59,9 +62,12 @@ def per_snapshot(h: Tensor) -> Tensor:
     return h if h.dim() == 4 else h.unsqueeze(1)
 
 
-def cholesky_with_floor(s: Tensor, floor: Tensor) -> Tensor:
-    """Lower Cholesky factor of [..., M, M], its pivots clamped to at least ``floor`` [...]."""
+def cholesky_with_floor(s: Tensor, loading: Tensor) -> Tensor:
+    """Lower Cholesky factor of [..., M, M] with loading [...] on its diagonal, pivots clamped."""
     work = s.clone()
+    diagonal = s.diagonal(dim1=-2, dim2=-1).real
+    noise = 8 * s.shape[-1] * torch.finfo(s.dtype).eps * diagonal.amax(-1)
+    floor = torch.maximum(loading, noise)
     for j in range(s.shape[-1]):
         pivot = work[..., j, j].real
         root = torch.where(pivot < floor, floor, pivot).sqrt()

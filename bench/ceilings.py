@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the machine can do at the same threads in the same run: the yardsticks of every floor.
+
+The rate of float32 multiply-adds is that of a large sgemm, of PyTorch or NumPy, whichever is
+faster. Bandwidths are measured over sizes, for data that fits a cache comes from there: ``read``
+by sums and inner products, ``copy`` counting what is read and what is written, ``write`` by
+filling. Each is the fastest of its repetitions, and of three library calls for reading.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy
+import torch
+
+from bench.registry import Cost
+
+SGEMM_EDGE = 1536
+SIZES = tuple(2**power for power in range(20, 29))
+SECONDS = 0.12
+
+
+def _fastest(call: Callable[[], Any], seconds: float = SECONDS) -> float:
+    call()
+    best, end = math.inf, time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        call()
+        now = time.perf_counter()
+        best = min(best, now - start)
+        if now > end:
+            return best
+
+
+def _sgemm_flops() -> dict[str, float]:
+    a = torch.randn(SGEMM_EDGE, SGEMM_EDGE)
+    b = torch.randn(SGEMM_EDGE, SGEMM_EDGE)
+    out = torch.empty_like(a)
+    a_numpy, b_numpy, out_numpy = a.numpy(), b.numpy(), out.numpy()
+    flops = 2.0 * SGEMM_EDGE**3
+    return {
+        "torch": flops / _fastest(lambda: torch.mm(a, b, out=out), 0.5),
+        "numpy": flops / _fastest(lambda: numpy.matmul(a_numpy, b_numpy, out=out_numpy), 0.5),
+    }
+
+
+def _bandwidths(size: int) -> dict[str, float]:
+    whole = torch.rand(size // 4)
+    source, target = whole[: size // 8], whole[size // 8 :]
+    halves = source.numpy(), target.numpy()
+    reads = (
+        lambda: torch.sum(whole),
+        lambda: torch.dot(source, target),
+        lambda: numpy.dot(*halves),
+    )
+    return {
+        "bytes": size,
+        "read": size / min(_fastest(call, SECONDS / 3) for call in reads),
+        "copy": size / _fastest(lambda: target.copy_(source)),
+        "write": size / _fastest(lambda: whole.zero_()),
+    }
+
+
+def measure() -> dict[str, Any]:
+    """Ceilings of the machine: FLOP/s, and bytes/s at every size of ``SIZES``."""
+    sgemm = _sgemm_flops()
+    return {
+        "float32_flops": max(sgemm.values()),
+        "float32_flops_source": f"sgemm {SGEMM_EDGE} of {max(sgemm, key=sgemm.__getitem__)}",
+        "sgemm_flops": sgemm,
+        "bandwidth": [_bandwidths(size) for size in SIZES],
+    }
+
+
+def floor(cost: Cost, ceilings: Mapping[str, Any]) -> dict[str, Any]:
+    """The least time for a cost, and which ceiling sets it.
+
+    Bandwidth is taken at the size nearest the footprint: reading for a case that writes next to
+    nothing, otherwise the better of copying and filling.
+    """
+    nearest = min(
+        ceilings["bandwidth"],
+        key=lambda at: abs(math.log(at["bytes"] / max(cost.footprint, 1.0))),
+    )
+    kinds = ("read",) if cost.bytes_written < 0.01 * cost.bytes_read else ("copy", "write")
+    kind = max(kinds, key=nearest.__getitem__)
+    compute = cost.flops / ceilings["float32_flops"]
+    memory = (cost.bytes_read + cost.bytes_written) / nearest[kind]
+    return {
+        "seconds": max(compute, memory),
+        "binds": "FLOPs" if compute >= memory else "bytes",
+        "compute_seconds": compute,
+        "memory_seconds": memory,
+        "flops": cost.flops,
+        "bytes_read": cost.bytes_read,
+        "bytes_written": cost.bytes_written,
+        "bandwidth": nearest[kind],
+        "bandwidth_kind": kind,
+        "bandwidth_at_bytes": nearest["bytes"],
+        "formula": cost.formula,
+    }

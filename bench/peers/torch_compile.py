@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.compile of the best PyTorch forms: shared factorisation, push-through, and the NMSE.
+
+Inductor generates no code for complex arithmetic and calls the eager kernels there. The NMSE is
+written on real views, which it fuses; for the difference of complex matrices taken before the
+view, Inductor of torch 2.13 returns a gradient whose diagonal is wrong.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from bench.operators._calls import torch_call
+from bench.operators._tikhonov import ARGUMENTS, one_factorisation, per_snapshot
+from bench.peers import torch_eager, torch_push_through, torch_shared_factorisation
+from bench.peers._tikhonov import covariance
+from bench.peers._tikhonov import serves as serves_tikhonov
+from bench.registry import Case, Inputs, Peer
+
+BACKEND = "inductor"
+
+
+def _compile(function):
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, dynamic=False, backend=BACKEND)
+
+
+def _quiet(run):
+    """The first call compiles, and warns about complex operators that fall back to eager."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run()
+    return run
+
+
+def prepare_tikhonov(case: Case, inputs: Inputs):
+    if one_factorisation(case):
+        function, names = torch_shared_factorisation.call(case)
+        compiled, values = _compile(function), [inputs[name] for name in names]
+
+        def run():
+            with torch.no_grad():
+                return compiled(*values)
+
+        return _quiet(run)
+    module = torch_push_through
+    snapshots = module.snapshots if per_snapshot(case) else module.snapshots_blocked
+    function = _compile(covariance(snapshots, case))
+    return _quiet(torch_call(function, case, inputs, ARGUMENTS))
+
+
+def prepare_nmse(case: Case, inputs: Inputs):
+    return _quiet(torch_call(_compile(torch_eager.nmse_norms), case, inputs, torch_eager.ARGUMENTS))
+
+
+def prepare(case: Case, inputs: Inputs):
+    return (prepare_tikhonov if serves_tikhonov(case) else prepare_nmse)(case, inputs)
+
+
+PEERS = (
+    Peer(
+        "torch_compile",
+        "torch.compile",
+        lambda case: serves_tikhonov(case) or case.operator == "hermitian_nmse",
+        prepare,
+    ),
+)

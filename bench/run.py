@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs cases: correctness of the kernel and of every peer first, then their speed together."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from bench import SCHEMA, machine, memory
+from bench import ceilings as machine_ceilings
+from bench.registry import Case, Inputs, Operator, Outputs, Peer, operators, peers
+from bench.timing import interleave
+from riskernels import library
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long to measure."""
+
+    threads: int = 1
+    rounds: int = 25
+    seconds_per_entry: float = 1.0
+    seed: int = 0
+    measure_memory: bool = True
+
+
+def relative_errors(names: Sequence[str], outputs: Outputs, exact: Outputs) -> dict[str, float]:
+    """For each output the largest over scenes of |x - x*| / |x*| (Frobenius); NaN stays NaN.
+
+    Raises:
+        ValueError: an output is missing, or has another shape or kind of number.
+    """
+    if len(outputs) != len(exact):
+        raise ValueError(f"{len(outputs)} outputs, expected {len(exact)}: {', '.join(names)}")
+    errors = {}
+    for name, got, want in zip(names, outputs, exact, strict=True):
+        if got.shape != want.shape or got.is_complex() != want.is_complex():
+            raise ValueError(
+                f"{name} is {got.dtype} {tuple(got.shape)}, expected {tuple(want.shape)} and "
+                f"{'complex' if want.is_complex() else 'real'} numbers"
+            )
+        difference = (got.to(want.dtype) - want).reshape(len(want), -1)
+        size = want.reshape(len(want), -1)
+        ratio = torch.linalg.vector_norm(difference, dim=1) / torch.linalg.vector_norm(size, dim=1)
+        errors[name] = float(ratio.max())
+    return errors
+
+
+def _gate(
+    entry: dict[str, Any], names: Sequence[str], outputs: Outputs, exact: Outputs, tolerance: float
+) -> bool:
+    """Write the errors into the entry; whether its speed may be measured."""
+    entry["tolerance"] = tolerance
+    try:
+        entry["errors"] = relative_errors(names, outputs, exact)
+    except ValueError as error:
+        entry.update(status="refused", reason=str(error))
+        return False
+    # Written so that a NaN is refused; max() would pass it by.
+    if not all(error <= tolerance for error in entry["errors"].values()):
+        entry.update(status="refused", reason=f"relative error above {tolerance:g}")
+        return False
+    entry["error"] = max(entry["errors"].values())
+    return True
+
+
+def _first_scenes(inputs: Inputs, scenes: int) -> Inputs:
+    return {name: value[:scenes] for name, value in inputs.items()}
+
+
+def _prepare_peer(
+    peer: Peer, case: Case, names: Sequence[str], inputs: Inputs, exact: Outputs
+) -> tuple[dict[str, Any], Callable[[], Any] | None]:
+    entry: dict[str, Any] = {"name": peer.name, "title": peer.title, "kind": "peer"}
+    if peer.note:
+        entry["note"] = peer.note
+    missing = peer.missing()
+    if missing:
+        entry.update(status="skipped", reason=f"{', '.join(missing)} not installed")
+        return entry, None
+    b = case.sizes["B"]
+    scenes = min(b, peer.scenes or b)
+    entry["measured_scenes"], entry["scaled_by"] = scenes, b / scenes
+    try:
+        call = peer.prepare(case, _first_scenes(inputs, scenes))
+        outputs = peer.to_torch(call())
+    except Exception as error:  # a rival's failure is a result to report, not ours to raise
+        entry.update(status="failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+        return entry, None
+    passed = _gate(entry, names, outputs, tuple(x[:scenes] for x in exact), peer.tolerance)
+    return entry, call if passed else None
+
+
+def run_case(
+    case: Case,
+    operator: Operator,
+    rivals: Sequence[Peer],
+    settings: Settings,
+    ceilings: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """One case. Without ceilings only correctness is checked; a wrong kernel stops the case."""
+    inputs = operator.inputs(case, torch.Generator().manual_seed(settings.seed))
+    names = operator.output_names(case)
+    exact = operator.oracle(case, inputs)
+    backend = library.implementation(_dispatched(case.operator), "cpu")
+    kernel: dict[str, Any] = {
+        "name": "riskernels",
+        "title": "riskernels" if backend == "cpu" else f"riskernels on the {backend}",
+        "kind": "kernel",
+        "backend": backend,
+        "measured_scenes": case.sizes["B"],
+        "scaled_by": 1.0,
+    }
+    result: dict[str, Any] = {
+        "identifier": case.identifier,
+        "operator": case.operator,
+        "variant": case.variant,
+        "title": case.title,
+        "sizes": dict(case.sizes),
+        "gradients": list(case.gradients),
+        "entries": [kernel],
+    }
+    call = operator.kernel(case, inputs)
+    if not _gate(kernel, names, call(), exact, case.tolerance):
+        return result
+    calls = {"riskernels": call}
+    for peer in rivals:
+        if peer.serves(case):
+            entry, peer_call = _prepare_peer(peer, case, names, inputs, exact)
+            result["entries"].append(entry)
+            if peer_call is not None:
+                calls[peer.name] = peer_call
+    del exact
+    if ceilings is None:
+        for entry in result["entries"]:
+            entry.setdefault("status", "correct")
+        return result
+    timings = interleave(calls, settings.rounds, settings.seconds_per_entry)
+    result["floor"] = machine_ceilings.floor(operator.cost(case), ceilings)
+    for entry in result["entries"]:
+        if entry["name"] in timings:
+            timing = timings[entry["name"]].scaled(entry["scaled_by"])
+            entry.update(
+                asdict(timing),
+                status="measured",
+                ratio_to_kernel=timing.median / timings["riskernels"].median,
+                share_of_floor=result["floor"]["seconds"] / timing.median,
+            )
+    return result
+
+
+def _dispatched(operator: str) -> str:
+    """The operator whose kernel serves it: a composite has none under its own name."""
+    own = library.operators()
+    return operator if operator in own else f"{operator}_forward"
+
+
+def describe(case: dict[str, Any]) -> str:
+    """A case as lines of text."""
+    sizes = " ".join(f"{name}={size}" for name, size in case["sizes"].items())
+    lines = [f"{case['operator']}: {case['title']}, {sizes}"]
+    if "floor" in case:
+        floor = case["floor"]
+        lines.append(
+            f"  floor {floor['seconds'] * 1e3:.4g} ms ({floor['binds']} bind; {floor['formula']})"
+        )
+    for entry in case["entries"]:
+        head = f"  {entry['title']:34s}"
+        if entry["status"] == "measured":
+            scaled = entry["scaled_by"]
+            lines.append(
+                f"{head}{entry['median'] * 1e3:10.4g} ms  [{entry['q20'] * 1e3:.4g}, "
+                f"{entry['q80'] * 1e3:.4g}]  x{entry['ratio_to_kernel']:.2f}  "
+                f"{100 * entry['share_of_floor']:.0f} % of floor  error {entry['error']:.1e}"
+                + (f"  (from {entry['measured_scenes']} scenes)" if scaled != 1 else "")
+            )
+        elif entry["status"] == "correct":
+            lines.append(f"{head}correct, error {entry['error']:.1e}")
+        else:
+            errors = ", ".join(f"{k} {v:.1e}" for k, v in entry.get("errors", {}).items())
+            lines.append(f"{head}{entry['status']}: {entry['reason']} {errors}".rstrip())
+    if "memory" in case:
+        extra = case["memory"]["bytes_beyond_output_per_thread"] / 2**20
+        lines.append(f"  peak memory beyond the output: {extra:.2f} MiB per thread")
+    return "\n".join(lines)
+
+
+def run(
+    cases: Sequence[Case],
+    settings: Settings,
+    rivals: Sequence[Peer] | None = None,
+    log: Log = print,
+) -> dict[str, Any]:
+    """Measure the cases and return what the JSON file holds."""
+    torch.set_num_threads(settings.threads)
+    known = operators()
+    rivals = peers() if rivals is None else rivals
+    ceilings = machine_ceilings.measure()
+    largest = ceilings["bandwidth"][-1]
+    log(
+        f"ceilings: {ceilings['float32_flops'] / 1e9:.1f} GFLOP/s, read {largest['read'] / 1e9:.1f}"
+        f", copy {largest['copy'] / 1e9:.1f}, write {largest['write'] / 1e9:.1f} GB/s"
+    )
+    measured = memory.measure(cases, settings.threads) if settings.measure_memory else {}
+    results = []
+    for case in cases:
+        result = run_case(case, known[case.operator], rivals, settings, ceilings)
+        if case.identifier in measured:
+            result["memory"] = measured[case.identifier]
+        results.append(result)
+        log(describe(result))
+    return {
+        "schema": SCHEMA,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine.machine(),
+        "versions": machine.versions(),
+        **machine.commit(),
+        "settings": asdict(settings),
+        "threads": settings.threads,
+        "ceilings": ceilings,
+        "cases": results,
+    }
+
+
+def refused_kernels(report: dict[str, Any]) -> list[str]:
+    """Cases whose kernel was wrong, for which no speed is given."""
+    return [
+        case["identifier"]
+        for case in report["cases"]
+        if any(e["kind"] == "kernel" and e["status"] == "refused" for e in case["entries"])
+    ]

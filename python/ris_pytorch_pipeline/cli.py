@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command ``ris``: simulate, import-shards, train, hpo, localize, checklist, info.
+
+``--help`` and usage errors answer at once, without importing PyTorch. An error of the user's is one
+line on stderr and exit status 2; work that failed (a search without a result, a failed checklist)
+is one line and status 1; Ctrl-C is 130. ``RIS_TRACEBACK=1`` in the environment shows the trace of
+an error instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from .commands import (
+    Checklist,
+    CommandError,
+    Hpo,
+    ImportShards,
+    Info,
+    Localize,
+    Simulate,
+    Train,
+)
+from .configs import ConfigError, ExperimentConfig, load_config
+from .hpo import HpoError, HpoOptions, load_best
+
+
+def _value(args: Sequence[str], option: str) -> str | None:
+    """Value of ``--option`` in ``args``, spelled with hyphens or underscores."""
+    for position, text in enumerate(args):
+        name, _, value = text.partition("=")
+        if name.replace("_", "-") == f"--{option}":
+            return value or next(iter(args[position + 1 :]), None)
+    return None
+
+
+def _base_experiment(args: Sequence[str]) -> ExperimentConfig:
+    """The configuration that the options of a command override."""
+    command = args[0] if args else None
+    file, best = _value(args, "config"), _value(args, "from-hpo")
+    if command == "train" and best is not None:
+        if file is not None:
+            raise ConfigError("train: give --config or --from_hpo, not both")
+        return load_best(best)
+    if command == "checklist" and file is None:
+        checkpoint = _value(args, "checkpoint")
+        saved = Path(checkpoint or "", "config.json")
+        if checkpoint is not None and saved.is_file():
+            return load_config(ExperimentConfig, saved)
+    if command in ("train", "hpo", "simulate", "checklist") and file is not None:
+        return load_config(ExperimentConfig, file)
+    return ExperimentConfig()
+
+
+def _commands(base: ExperimentConfig) -> dict[str, Any]:
+    """Every command by name, with its defaults."""
+    missing: Any = tyro.MISSING
+    system, simulation = base.system, base.simulation
+    return {
+        "simulate": Simulate(missing, system=system, simulation=simulation),
+        "import-shards": ImportShards(missing, missing),
+        "train": Train(base),
+        "hpo": Hpo(HpoOptions(system=system, simulation=simulation, base=base)),
+        "localize": Localize(missing, missing),
+        "checklist": Checklist(base),
+        "info": Info(),
+    }
+
+
+def _one_line(text: str) -> str:
+    """tyro's boxed message as one line: the body, without the title and the advice below it."""
+    lines = text.splitlines()[1:]
+    rule = next((i for i, line in enumerate(lines) if "──" in line), len(lines))
+    body = " ".join(" ".join(line.strip("│ ") for line in lines[:rule]).split())
+    # The value of a whole section has no option name, only one of tyro's own.
+    return re.sub(r"Error parsing \S*__tyro\S*: ", "", body) or "the command line cannot be used"
+
+
+def _parse(args: Sequence[str]) -> Any:
+    commands = _commands(_base_experiment(args))
+    descriptions = {name: inspect.getdoc(command) or "" for name, command in commands.items()}
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                tyro.extras.subcommand_type_from_defaults(commands, descriptions),
+                prog="ris",
+                description="Simulate, train, tune and localize with a reconfigurable surface.",
+                args=args,
+                use_underscores=True,
+                config=(tyro.conf.OmitSubcommandPrefixes,),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(f"{_one_line(errors.getvalue())} (see ris --help)") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``ris`` with ``argv`` (the process's own arguments by default); returns the status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = int(_parse(args).run())
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print("ris: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has left; Python must not try to flush to it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except (CommandError, HpoError, ValueError, OSError) as error:
+        if os.environ.get("RIS_TRACEBACK"):
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"ris: error: {message}", file=sys.stderr)
+        return 1 if isinstance(error, (CommandError, HpoError)) else 2

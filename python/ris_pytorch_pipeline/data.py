@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training and validation scenes: simulated on the fly, or read from a folder of shards.
+
+Both sources plan an epoch as a list of batch sizes, hold one fixed validation set apart from the
+training data, and can be saved and continued exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+
+from .checkpoint import config_differences
+from .configs import ConfigError, ExperimentConfig
+from .shards import ShardDataset
+from .simulate import Scenes, Simulator
+
+HOLD_OUT_SEED = 20240607
+"""Fixes which scenes of a shard folder are held out, whatever the seed of a run."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that ``TrainConfig.device`` names; refused if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(
+            f"train.device: got {name!r}, expected auto, cpu, cuda or cuda:N"
+        ) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"train.device: {name!r} is not there; use cpu or auto")
+    return device
+
+
+class SceneSource(Protocol):
+    """What the trainer needs from its data."""
+
+    batch_sizes: list[int]
+    """Sizes of the batches of one epoch."""
+    validation: list[Scenes]
+    """The validation set, in batches, on the training device."""
+
+    def epoch(self) -> Iterator[Scenes]:
+        """The batches of the next epoch, on the training device."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def _batch_sizes(samples: int, batch_size: int) -> list[int]:
+    full, rest = divmod(samples, batch_size)
+    return [batch_size] * full + [rest] * (rest > 0)
+
+
+class SimulatedScenes:
+    """Fresh scenes in every epoch; validation comes from a random stream of its own."""
+
+    def __init__(self, config: ExperimentConfig, device: torch.device) -> None:
+        def simulator(split: str) -> Simulator:
+            seed = config.train.seed
+            return Simulator(
+                config.system, config.simulation, device=device, seed=seed, split=split
+            )
+
+        batch_size = config.train.batch_size
+        self.batch_sizes = _batch_sizes(config.data.train_samples, batch_size)
+        held_out = simulator("val")
+        self.validation = [
+            held_out.batch(size) for size in _batch_sizes(config.data.val_samples, batch_size)
+        ]
+        self._simulator = simulator("train")
+
+    def epoch(self) -> Iterator[Scenes]:
+        return (self._simulator.batch(size) for size in self.batch_sizes)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._simulator.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._simulator.load_state_dict(state)
+
+
+class ShardScenes:
+    """Scenes of a shard folder, reshuffled every epoch.
+
+    ``val_samples`` scenes are held out by a permutation that depends on nothing but the number of
+    scenes, so that every run on the folder holds out the same ones; of the rest, at most
+    ``train_samples`` are used.
+    """
+
+    def __init__(self, config: ExperimentConfig, device: torch.device) -> None:
+        assert config.data.shards is not None
+        self._dataset, self._device = ShardDataset(config.data.shards), device
+        differences = config_differences(self._dataset.system, config.system)
+        if differences:
+            raise ConfigError(
+                f"{config.data.shards}: made for another system (shards -> configured): "
+                + ", ".join(differences)
+            )
+        count, held_out = len(self._dataset), config.data.val_samples
+        if held_out >= count:
+            raise ConfigError(
+                f"{config.data.shards}: {count} scenes cannot give data.val_samples = {held_out} "
+                "and leave any for training; lower data.val_samples"
+            )
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(HOLD_OUT_SEED))
+        self.val_indices = order[:held_out]
+        self.train_indices = order[held_out:][: config.data.train_samples]
+        batch_size = config.train.batch_size
+        self.batch_sizes = _batch_sizes(len(self.train_indices), batch_size)
+        self.validation = [self._read(part) for part in torch.split(self.val_indices, batch_size)]
+        self._generator = torch.Generator().manual_seed(config.train.seed)
+
+    def _read(self, indices: torch.Tensor) -> Scenes:
+        return self._dataset.batch(indices).to(self._device)
+
+    def epoch(self) -> Iterator[Scenes]:
+        order = torch.randperm(len(self.train_indices), generator=self._generator)
+        parts = torch.split(self.train_indices[order], self.batch_sizes[0])
+        return (self._read(part) for part in parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._generator.set_state(state["generator"].cpu())
+
+
+def open_scenes(config: ExperimentConfig, device: torch.device) -> SceneSource:
+    """The data that ``config.data`` asks for."""
+    if config.data.shards is None:
+        return SimulatedScenes(config, device)
+    return ShardScenes(config, device)

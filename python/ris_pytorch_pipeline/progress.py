@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run shows and records: a progress bar or plain lines, JSONL metrics, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN or infinity: they become null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def _open_records(path: Path, done_steps: int) -> TextIO:
+    """``path`` for writing, with the records kept that the steps done before left behind.
+
+    A run that was killed may have recorded steps after its last checkpoint, which are going to be
+    taken again, and half a line.
+    """
+    kept = []
+    for line in path.read_text().splitlines() if done_steps and path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if record["step"] <= done_steps and record["kind"] != "swa":
+            kept.append(line + "\n")
+    stream = path.open("w")
+    stream.writelines(kept)
+    return stream
+
+
+class RunLog:
+    """Reports a run to the reader, to ``metrics.jsonl`` and, where installed, to TensorBoard.
+
+    Args:
+        folder: where the records go.
+        total_steps: steps of the whole run, for the bar and the time left.
+        done_steps: steps that were done before (a resumed run).
+        quiet: record, but print nothing.
+    """
+
+    def __init__(
+        self, folder: Path, *, total_steps: int, done_steps: int = 0, quiet: bool = False
+    ) -> None:
+        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self.total_steps, self.done_steps = total_steps, done_steps
+        self._first_step, self._started = done_steps, time.monotonic()
+        self._records = _open_records(folder / "metrics.jsonl", done_steps)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        if self.console.is_terminal and not quiet:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._task = self._bar.add_task("training", total=total_steps, completed=done_steps)
+        self._tensorboard = self._open_tensorboard(folder)
+
+    def _open_tensorboard(self, folder: Path) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.say("TensorBoard is not installed: metrics go to metrics.jsonl only")
+            return None
+        return SummaryWriter(str(folder / "tensorboard"))
+
+    def __enter__(self) -> RunLog:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._records.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def say(self, line: str) -> None:
+        """Print one line, above the bar where there is one."""
+        self.console.print(line, markup=False)
+
+    def record(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Append one line ``{"kind": ..., "step": ..., ...}`` to the metrics."""
+        line = {"kind": kind, "step": self.done_steps}
+        line |= {name: _plain(value) for name, value in values.items()}
+        self._records.write(json.dumps(line) + "\n")
+        self._records.flush()
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._tensorboard.add_scalar(f"{kind}/{name}", value, self.done_steps)
+
+    def advance(self, epoch: str, values: Mapping[str, float], *, show: bool) -> None:
+        """Count one step; with ``show`` also record and show its values."""
+        self.done_steps += 1
+        if show:
+            self.record("step", values)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, description=f"epoch {epoch}  {shown}")
+        elif show:
+            pace = (time.monotonic() - self._started) / (self.done_steps - self._first_step)
+            left = _duration(pace * (self.total_steps - self.done_steps))
+            self.say(
+                f"epoch {epoch}  step {self.done_steps}/{self.total_steps}  {shown}  "
+                f"{pace:.2f} s/step  {left} left"
+            )

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backends under test, poisoned memory, and the record of what a run exercised."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from riskernels import library
+
+_exercised: set[str] = set()
+
+# Tests run in parallel processes; a pool of threads in each would only make them wait.
+torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend and a device that it serves."""
+
+    name: str
+    device: str
+
+
+def _backends() -> list[Backend]:
+    status = library.backend_status()
+    found = [Backend("reference", "cpu")]
+    if status["cpu"].available:
+        found.append(Backend("cpu", "cpu"))
+    if torch.cuda.is_available():
+        found.append(Backend("reference", "cuda"))
+        found += [Backend(n, "cuda") for n in ("cuda", "triton") if status[n].available]
+    return found
+
+
+@pytest.fixture(params=_backends(), ids=lambda b: f"{b.name}-{b.device}")
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Every available backend in turn, selected while the test runs."""
+    _exercised.add(request.param.name)
+    with library.use_backend(request.param.name):
+        yield request.param
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Uninitialised memory holds NaN, so an output that is not written shows."""
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = before
+    torch.use_deterministic_algorithms(False)
+
+
+def pytest_testnodedown(node: object, error: object) -> None:
+    """Collect what a parallel worker exercised."""
+    _exercised.update(getattr(node, "workeroutput", {}).get("backends", ()))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _exercised:
+        terminalreporter.write_line(f"backends exercised: {', '.join(sorted(_exercised))}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """RISKERNELS_EXPECT_BACKENDS=a,b fails a run that did not exercise exactly these."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["backends"] = sorted(_exercised)
+        return
+    expected = os.environ.get("RISKERNELS_EXPECT_BACKENDS")
+    if expected and _exercised != set(expected.split(",")):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print(f"\nbackends exercised: {sorted(_exercised)}, expected: {expected}")

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark suite: its gate, its registry, its JSON and tables, and the memory it reports."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench import memory, registry, run, table
+from bench.__main__ import main
+from bench.peers import torch_compile
+from bench.registry import Case, Peer
+
+TINY = {"B": 3, "L": 4, "M": 5, "N": 12}
+
+
+def tiny(case: Case) -> Case:
+    return replace(case, sizes={name: TINY[name] for name in case.sizes})
+
+
+VARIANTS = {
+    f"{case.operator}/{case.variant}": tiny(case)
+    for operator in registry.operators().values()
+    for case in operator.cases
+}
+SETTINGS = run.Settings(rounds=3, seconds_per_entry=0.0, measure_memory=False)
+CEILINGS = {
+    "float32_flops": 1e11,
+    "float32_flops_source": "a test",
+    "bandwidth": [{"bytes": 2**20, "read": 1e10, "copy": 2e10, "write": 1e10}],
+}
+
+
+def wrong(operator: str) -> Peer:
+    """A peer that answers fast, and wrong in one entry of one scene."""
+
+    def prepare(case, inputs):
+        outputs = registry.operators()[operator].oracle(case, inputs)
+        broken = tuple(x.clone() for x in outputs)
+        broken[0].view(-1)[-1] *= 1.5
+        return lambda: broken
+
+    return Peer("wrong", "a wrong peer", lambda case: True, prepare)
+
+
+def entries(result: dict) -> dict[str, dict]:
+    return {entry["name"]: entry for entry in result["entries"]}
+
+
+@pytest.mark.parametrize("identifier", VARIANTS)
+def test_kernel_and_every_peer_agree_with_complex128(identifier, monkeypatch):
+    # Generating C++ takes seconds a case; the graph is captured and differentiated all the same.
+    monkeypatch.setattr(torch_compile, "BACKEND", "aot_eager")
+    case = VARIANTS[identifier]
+    operator = registry.operators()[case.operator]
+    result = run.run_case(case, operator, registry.peers(), SETTINGS, None)
+    for name, entry in entries(result).items():
+        assert entry["status"] in ("correct", "skipped"), (name, entry)
+        if entry["status"] == "correct":
+            assert set(entry["errors"]) == set(operator.output_names(case))
+    assert result["entries"][0]["error"] < 2e-6
+    assert {"torch_compile", "jax_jit"} < set(entries(result))
+
+
+def test_operators_of_the_main_job_have_cases():
+    assert set(registry.operators()) == {
+        "hermitian_nmse",
+        "tikhonov_covariance",
+        "tikhonov_snapshots",
+    }
+
+
+@pytest.mark.parametrize("operator", registry.operators())
+def test_a_wrong_peer_gets_no_speed(operator):
+    case = VARIANTS[f"{operator}/forward"]
+    result = run.run_case(
+        case, registry.operators()[operator], (wrong(operator),), SETTINGS, CEILINGS
+    )
+    kernel, refused = result["entries"]
+    assert kernel["status"] == "measured" and kernel["median"] > 0
+    assert refused["status"] == "refused" and "median" not in refused
+    assert "refused: relative error above" in run.describe(result)
+
+
+@pytest.mark.parametrize("fault", ["error", "nan", "shape"])
+def test_a_wrong_kernel_stops_the_case_and_fails_the_run(fault):
+    case = VARIANTS["hermitian_nmse/forward"]
+    operator = registry.operators()["hermitian_nmse"]
+
+    def kernel(case, inputs):
+        good = operator.kernel(case, inputs)()[0]
+        bad = {"error": good * (1 + 1e-5), "nan": good * float("nan"), "shape": good[:1]}[fault]
+        return lambda: (bad,)
+
+    result = run.run_case(
+        case, replace(operator, kernel=kernel), registry.peers(), SETTINGS, CEILINGS
+    )
+    assert [entry["status"] for entry in result["entries"]] == ["refused"]
+    assert "floor" not in result and "median" not in result["entries"][0]
+    assert run.refused_kernels({"cases": [result]}) == [case.identifier]
+
+
+def test_a_missing_peer_is_skipped_by_name_and_a_failing_one_reported():
+    def fail(case, inputs):
+        raise RuntimeError("no compiler found")
+
+    absent = Peer("absent", "An absent peer", lambda _: True, fail, requires=("no_such_module",))
+    failing = Peer("failing", "A failing peer", lambda _: True, fail)
+    case = VARIANTS["tikhonov_covariance/forward"]
+    operator = registry.operators()["tikhonov_covariance"]
+    result = run.run_case(case, operator, (absent, failing), SETTINGS, CEILINGS)
+    found = entries(result)
+    assert found["absent"]["status"] == "skipped"
+    assert found["absent"]["reason"] == "no_such_module not installed"
+    assert found["failing"]["status"] == "failed"
+    text = run.describe(result)
+    assert "skipped: no_such_module not installed" in text and "no compiler found" in text
+
+
+def test_json_holds_what_the_table_prints(tmp_path, monkeypatch):
+    monkeypatch.setattr(run.machine_ceilings, "measure", lambda: CEILINGS)
+    cases = [VARIANTS["tikhonov_covariance/forward"], VARIANTS["hermitian_nmse/gradient"]]
+    chosen = ("naive_loop", "torch_push_through", "torch_eager")
+    rivals = [peer for peer in registry.peers() if peer.name in chosen]
+    report = run.run(cases, SETTINGS, rivals, log=lambda _: None)
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(report))
+    read = json.loads(path.read_text())
+    text = table.markdown(read)
+    assert text == table.markdown(report)
+    assert "**`tikhonov_covariance`**" in text and "PyTorch push-through" in text
+    loop = entries(read["cases"][0])["naive_loop"]
+    assert (loop["measured_scenes"], loop["scaled_by"]) == (2, 1.5) and "†" in text
+    for case in read["cases"]:
+        for entry in case["entries"]:
+            assert entry["q20"] <= entry["median"] <= entry["q80"]
+            assert f"{entry['ratio_to_kernel']:.1f}x" in text or entry["kind"] == "kernel"
+    with pytest.raises(ValueError, match="schema 0"):
+        table.markdown({**read, "schema": 0})
+
+
+def test_the_floor_is_the_larger_of_flops_and_bytes():
+    cost = registry.Cost(2e9, 1e6, 1e6, footprint=2e6, formula="")
+    floor = run.machine_ceilings.floor(cost, CEILINGS)
+    assert floor["binds"] == "FLOPs" and floor["seconds"] == pytest.approx(0.02)
+    floor = run.machine_ceilings.floor(replace(cost, flops=1.0, bytes_written=0.0), CEILINGS)
+    assert floor["binds"] == "bytes" and floor["bandwidth_kind"] == "read"
+    assert floor["seconds"] == pytest.approx(1e-4)
+
+
+def test_selection_and_its_errors(capsys):
+    cases = registry.select(["tikhonov_covariance"], "forward/", ["B=2,N=20", "B=1"])
+    assert [case.identifier.split("/")[2] for case in cases] == [
+        "B2-L16-M16-N20",
+        "B1-L16-M16-N144",
+    ]
+    with pytest.raises(ValueError, match="unknown operator 'covariance'"):
+        registry.select(["covariance"])
+    with pytest.raises(ValueError, match="not 'K'"):
+        registry.select(shapes=["K=3"])
+    with pytest.raises(ValueError, match="positive integer, got '0'"):
+        registry.select(shapes=["B=0"])
+    with pytest.raises(SystemExit) as stop:
+        main(["--threads", "100000"])
+    assert stop.value.code == 2 and "CPUs" in capsys.readouterr().err
+
+
+def test_memory_is_the_output_and_two_mebibytes_a_thread():
+    cases = [
+        case
+        for operator in ("tikhonov_covariance", "hermitian_nmse")
+        for case in registry.operators()[operator].cases
+        if case.variant in ("forward", "gradient") and case.sizes["B"] == 64
+    ]
+    threads = min(2, torch.get_num_threads())
+    for result in memory.measure(cases, threads).values():
+        assert result["bytes_beyond_output_per_thread"] <= memory.LIMIT_PER_THREAD, result
+
+
+def test_the_memory_measurement_sees_temporaries():
+    def call():
+        # Above 32 MiB the C allocator always asks the system, whatever ran before.
+        temporary = torch.ones(64 * 2**20, dtype=torch.uint8)
+        return (temporary[: 4 * 2**20].clone(),)
+
+    beyond = memory.peak_beyond_outputs(lambda: torch.ones(8), call)
+    assert 58 * 2**20 < beyond < 68 * 2**20
