@@ -62,7 +62,9 @@ def torch_facts(torch: Path) -> tuple[str, str | None]:
         stop(f"{torch / 'version.py'} names no version; reinstall torch")
     numbers = tuple(int(part) for part in re.findall(r"\d+", version[1])[:2])
     if numbers < MINIMUM_TORCH:
-        stop(f"torch {version[1]} is too old, {MINIMUM_TORCH[0]}.{MINIMUM_TORCH[1]} or later needed")
+        stop(
+            f"torch {version[1]} is too old, {MINIMUM_TORCH[0]}.{MINIMUM_TORCH[1]} or later needed"
+        )
     return version[1], cuda[1] if cuda else None
 
 
@@ -103,8 +105,8 @@ def cuda_obstacle(nvcc: str | None, torch_version: str, torch_cuda: str | None) 
         return f"`{nvcc} --version` names no release"
     if release[1] != torch_cuda.split(".")[0]:
         return (
-            f"nvcc is CUDA {release[1]}.{release[2]}, but torch {torch_version} was built with CUDA "
-            f"{torch_cuda}; install the toolkit of that major version"
+            f"nvcc is CUDA {release[1]}.{release[2]}, but torch {torch_version} was built with "
+            f"CUDA {torch_cuda}; install the toolkit of that major version"
         )
     if not any((ROOT / "csrc/cuda").glob("*.cu")):
         return "this version has no CUDA kernels"
@@ -139,7 +141,9 @@ def cuda_options(torch_version: str, torch_cuda: str | None) -> list[str]:
         return ["-DRISKERNELS_WITH_CUDA=OFF"]
     options = ["-DRISKERNELS_WITH_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    return options + ([f"-DCMAKE_CUDA_ARCHITECTURES={cuda_architectures(listed)}"] if listed else [])
+    return options + (
+        [f"-DCMAKE_CUDA_ARCHITECTURES={cuda_architectures(listed)}"] if listed else []
+    )
 
 
 def pybind11_headers(build: Path) -> Path:
@@ -205,6 +209,4 @@ if "sdist" not in sys.argv:
     torch_facts(find_torch())
     find_compiler()
 
-setup(
-    ext_modules=[Extension("riskernels._build", sources=[])], cmdclass={"build_ext": CMakeBuild}
-)
+setup(ext_modules=[Extension("riskernels._build", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -188,7 +188,7 @@ class _Selection(TorchDispatchMode):
     """Runs riskernels operators on one backend; every other operator is untouched."""
 
     def __init__(self, backend: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.backend = backend
 
     def __torch_dispatch__(

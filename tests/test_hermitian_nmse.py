@@ -100,7 +100,9 @@ def test_expanded_gradient(backend):
     riskernels.hermitian_nmse(leaf, target).sum().backward()
     first = leaf.grad.clone()
     leaf.grad = None
-    (riskernels.hermitian_nmse(leaf, target) * torch.ones(4, device=backend.device)).sum().backward()
+    (
+        riskernels.hermitian_nmse(leaf, target) * torch.ones(4, device=backend.device)
+    ).sum().backward()
     assert torch.equal(first, leaf.grad)
 
 

@@ -247,9 +247,7 @@ def test_properties(b, snapshots, m, n, seed, relative, center, scale):
     )
     assert torch.allclose(scaled, scale**2 * value, rtol=1e-10, atol=1e-12 * float(top.max()))
     order = torch.randperm(b)
-    permuted = riskernels.tikhonov_covariance(
-        *(t[order] for t in inputs.tensors), ALPHA, **options
-    )
+    permuted = riskernels.tikhonov_covariance(*(t[order] for t in inputs.tensors), ALPHA, **options)
     assert torch.equal(permuted, value[order])
     shuffled = torch.randperm(snapshots)
     same = riskernels.tikhonov_covariance(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random inputs of the Tikhonov operators, and their oracle: the N-side definition, with autograd."""
+"""Random inputs of the Tikhonov operators, and their oracle, the N-side definition."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class Inputs:
 
     def oracle(self) -> Inputs:
         """The same values in complex128 on the CPU, as autograd leaves."""
-        return Inputs(*(t.detach().cpu().to(torch.complex128).requires_grad_() for t in self.tensors))
+        return Inputs(
+            *(t.detach().cpu().to(torch.complex128).requires_grad_() for t in self.tensors)
+        )
 
     def leaves(self) -> Inputs:
         """The same values as autograd leaves."""

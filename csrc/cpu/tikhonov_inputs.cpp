@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tikhonov_inputs.hpp"
 
+#include <limits>
+
 namespace riskernels {
 namespace {
 
@@ -28,10 +30,10 @@ void check_tikhonov(const char* op, const Tensor& y, const Tensor& h, const Tens
          shape_text(codes), ", expected y [B, L, M], h [B, M, N] or [B, L, M, N], codes [B, L, N]");
   if (l < 1 || m < 1 || n < 1)
     fail(op, "L, M and N must be at least 1, got L=", l, ", M=", m, ", N=", n);
-  const bool positive =
-      y.scalar_type() == ScalarType::ComplexFloat
-          ? static_cast<float>(alpha) > 0 && std::isfinite(static_cast<float>(alpha))
-          : alpha > 0 && std::isfinite(alpha);
+  const double smallest = y.scalar_type() == ScalarType::ComplexFloat
+                              ? std::numeric_limits<float>::min()
+                              : std::numeric_limits<double>::min();
+  const bool positive = alpha >= smallest && std::isfinite(alpha);
   if (!positive)
     fail(op, "alpha is ", alpha, ", expected a finite number > 0 (in units of |Phi|^2)");
 }

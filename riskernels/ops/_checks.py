@@ -56,7 +56,8 @@ def check_tikhonov(op: str, y: Tensor, h: Tensor, codes: Tensor, alpha: float) -
         )
     if snapshots < 1 or m < 1 or n < 1:
         _fail(op, f"L, M and N must be at least 1, got L={snapshots}, M={m}, N={n}")
-    if not (math.isfinite(alpha) and alpha > 0):
+    smallest = torch.finfo(y.dtype.to_real()).smallest_normal
+    if not (math.isfinite(alpha) and alpha >= smallest):
         _fail(op, f"alpha is {alpha}, expected a finite number > 0 (in units of |Phi|^2)")
 
 

@@ -9,15 +9,17 @@ with the set of backends.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.library import Library
 
 from riskernels import library
 
 NAMESPACE = "riskernels"
-_LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+_LIBRARY = Library(NAMESPACE, "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 
 
@@ -59,11 +61,33 @@ def register_fake(op: str, fake: Callable[..., Any]) -> None:
     torch.library.register_fake(op, fake, lib=_LIBRARY)
 
 
+class _ReverseModeOnly:
+    """Stands in for the library while an autograd rule is registered.
+
+    Without a requires_grad input, torch's rule would drop a forward-mode tangent and so return a
+    derivative of zero. The kernel that is registered here looks for tangents first.
+    """
+
+    def impl(self, op: str, kernel: Callable[..., Any], key: str, **options: Any) -> None:
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            for value in args:
+                if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+                    raise RuntimeError(
+                        f"{NAMESPACE}::{op}: forward-mode derivatives are not available; "
+                        "use reverse mode (backward or torch.autograd.grad)"
+                    )
+            return kernel(*args, **kwargs)
+
+        _LIBRARY.impl(op, guarded, key, **options)
+
+
 def register_autograd(
     op: str, backward: Callable[..., Any], setup_context: Callable[..., None]
 ) -> None:
-    """Reverse-mode rule; forward-mode AD raises because no rule for it exists."""
-    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=_LIBRARY)
+    """Reverse-mode rule; forward-mode AD raises."""
+    torch.library.register_autograd(
+        op, backward, setup_context=setup_context, lib=cast(Library, _ReverseModeOnly())
+    )
 
 
 def refuse_autograd(op: str) -> None:

@@ -81,7 +81,8 @@ def cholesky_with_floor(s: Tensor, loading: Tensor) -> Tensor:
 def cholesky_apply(factor: Tensor, rhs: Tensor) -> Tensor:
     """S^{-1} rhs for rhs [..., M] and the factor of S."""
     half = torch.linalg.solve_triangular(factor, rhs.unsqueeze(-1), upper=False)
-    return torch.linalg.solve_triangular(adjoint(factor), half, upper=True).squeeze(-1)
+    solution: Tensor = torch.linalg.solve_triangular(adjoint(factor), half, upper=True)
+    return solution.squeeze(-1)
 
 
 def solve(y: Tensor, h: Tensor, codes: Tensor, alpha: float, relative: bool) -> Solution:

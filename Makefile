@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything runs in a virtual environment of its own, .venv, made on first use.
+#
+#   make run     environment, install, the main job
+#   make test    environment, install, all tests
+#   make lint    ruff, mypy and clang-format
+#   make bench   kernels against their peers on this machine
+PYTHON ?= python3
+VENV ?= .venv
+# Any torch >= 2.10 does. One that is already in $(VENV) is kept; TORCH_INDEX names another package
+# index, e.g. that of the CPU builds.
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc CMakeLists.txt setup.py pyproject.toml -type f)
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: run test lint bench clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/torch.done: | $(BIN)/python
+	$(BIN)/python -c "import torch" 2>/dev/null || \
+	  $(BIN)/pip install --quiet "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	touch $@
+
+$(VENV)/install.done: $(SOURCES) $(VENV)/torch.done
+	$(BIN)/pip install --quiet -e .
+	$(BIN)/python -m riskernels.info
+	touch $@
+
+$(VENV)/dev.done: $(VENV)/install.done
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+$(VENV)/bench.done: $(VENV)/install.done
+	$(BIN)/pip install --quiet -e ".[bench]"
+	touch $@
+
+run: $(VENV)/install.done
+	$(BIN)/python -m ris_pytorch_pipeline.hpo --n_trials 1 --epochs_per_trial 1 --space wide
+
+test: $(VENV)/dev.done
+	RISKERNELS_REQUIRE=cpu RISKERNELS_EXPECT_BACKENDS=$${RISKERNELS_EXPECT_BACKENDS:-reference,cpu} \
+	  $(BIN)/python -m pytest -n auto
+
+lint: $(VENV)/dev.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+bench: $(VENV)/bench.done
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf build dist *.egg-info riskernels/lib riskernels/_build*.so $(VENV)
