@@ -5,6 +5,7 @@
 #   make test    environment, install, all tests
 #   make lint    ruff, mypy and clang-format
 #   make bench   kernels against their peers on this machine
+#   make docs    the documentation, into build/docs
 PYTHON ?= python3
 VENV ?= .venv
 # Any torch >= 2.10 does. One that is already in $(VENV) is kept; TORCH_INDEX names another package
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc CMakeLists.txt setup.py pyproject.toml -type f)
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench docs clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +39,10 @@ $(VENV)/bench.done: $(VENV)/install.done
 	$(BIN)/pip install --quiet -e ".[bench]"
 	touch $@
 
+$(VENV)/docs.done: $(VENV)/install.done
+	$(BIN)/pip install --quiet -e ".[docs]"
+	touch $@
+
 run: $(VENV)/install.done
 	$(BIN)/python -m ris_pytorch_pipeline.hpo --n_trials 1 --epochs_per_trial 1 --space wide
 
@@ -52,7 +57,11 @@ lint: $(VENV)/dev.done
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 bench: $(VENV)/bench.done
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench --threads 1 --json build/bench.json
+	$(BIN)/python -m bench.table build/bench.json
+
+docs: $(VENV)/docs.done
+	$(BIN)/sphinx-build -W -b html docs build/docs
 
 clean:
 	rm -rf build dist *.egg-info riskernels/lib riskernels/_build*.so $(VENV)

@@ -12,7 +12,7 @@ import torch
 
 from bench import SCHEMA, machine, memory
 from bench import ceilings as machine_ceilings
-from bench.registry import Case, Inputs, Operator, Outputs, Peer, operators, peers
+from bench.registry import Case, Cost, Inputs, Operator, Outputs, Peer, operators, peers
 from bench.timing import interleave
 from riskernels import library
 
@@ -102,9 +102,9 @@ def run_case(
     operator: Operator,
     rivals: Sequence[Peer],
     settings: Settings,
-    ceilings: dict[str, Any] | None,
+    timed: bool = True,
 ) -> dict[str, Any]:
-    """One case. Without ceilings only correctness is checked; a wrong kernel stops the case."""
+    """One case, its correctness alone unless timed. A wrong kernel stops the case."""
     inputs = operator.inputs(case, torch.Generator().manual_seed(settings.seed))
     names = operator.output_names(case)
     exact = operator.oracle(case, inputs)
@@ -137,12 +137,11 @@ def run_case(
             if peer_call is not None:
                 calls[peer.name] = peer_call
     del exact
-    if ceilings is None:
+    if not timed:
         for entry in result["entries"]:
             entry.setdefault("status", "correct")
         return result
     timings = interleave(calls, settings.rounds, settings.seconds_per_entry)
-    result["floor"] = machine_ceilings.floor(operator.cost(case), ceilings)
     for entry in result["entries"]:
         if entry["name"] in timings:
             timing = timings[entry["name"]].scaled(entry["scaled_by"])
@@ -150,9 +149,18 @@ def run_case(
                 asdict(timing),
                 status="measured",
                 ratio_to_kernel=timing.median / timings["riskernels"].median,
-                share_of_floor=result["floor"]["seconds"] / timing.median,
             )
     return result
+
+
+def add_floor(result: dict[str, Any], cost: Cost, ceilings: dict[str, Any]) -> None:
+    """State the floor of a timed case, and what share of each speed it is."""
+    measured = [entry for entry in result["entries"] if entry["status"] == "measured"]
+    if not measured:
+        return
+    result["floor"] = machine_ceilings.floor(cost, ceilings)
+    for entry in measured:
+        entry["share_of_floor"] = result["floor"]["seconds"] / entry["median"]
 
 
 def _dispatched(operator: str) -> str:
@@ -202,19 +210,24 @@ def run(
     known = operators()
     rivals = peers() if rivals is None else rivals
     ceilings = machine_ceilings.measure()
-    largest = ceilings["bandwidth"][-1]
-    log(
-        f"ceilings: {ceilings['float32_flops'] / 1e9:.1f} GFLOP/s, read {largest['read'] / 1e9:.1f}"
-        f", copy {largest['copy'] / 1e9:.1f}, write {largest['write'] / 1e9:.1f} GB/s"
-    )
     measured = memory.measure(cases, settings.threads) if settings.measure_memory else {}
     results = []
     for case in cases:
-        result = run_case(case, known[case.operator], rivals, settings, ceilings)
+        log(f"measuring {case.identifier}")
+        result = run_case(case, known[case.operator], rivals, settings)
         if case.identifier in measured:
             result["memory"] = measured[case.identifier]
         results.append(result)
+        ceilings = machine_ceilings.measure(ceilings)
+    for case, result in zip(cases, results, strict=True):
+        add_floor(result, known[case.operator].cost(case), ceilings)
         log(describe(result))
+    largest = ceilings["bandwidth"][-1]
+    log(
+        f"ceilings: {ceilings['float32_flops'] / 1e9:.1f} GFLOP/s, read {largest['read'] / 1e9:.1f}"
+        f", copy {largest['copy'] / 1e9:.1f}, write {largest['write'] / 1e9:.1f} GB/s at "
+        f"{largest['bytes'] // 2**20} MiB"
+    )
     return {
         "schema": SCHEMA,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

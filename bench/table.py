@@ -82,9 +82,9 @@ def _about(report: Mapping[str, Any]) -> list[str]:
     )
     commit = (report["commit"] or "unknown")[:10] + (" (modified)" if report["modified"] else "")
     about = (
-        f"{machine['cpu']} ({machine['flags_level']}, kernels on {versions['simd_level']}), {threads} pinned "
-        f"thread{'s' if threads > 1 else ''}, complex64; {libraries}; commit {commit}, "
-        f"{report['created'][:10]}. Measured in the same run: "
+        f"{machine['cpu']} ({machine['flags_level']}, kernels on {versions['simd_level']}), "
+        f"{threads} pinned thread{'s' if threads > 1 else ''}, complex64; {libraries}; "
+        f"commit {commit}, {report['created'][:10]}. Measured in the same run: "
         f"{ceilings['float32_flops'] / 1e9:.1f} GFLOP/s ({ceilings['float32_flops_source']}), "
         f"{largest['read'] / 1e9:.1f} GB/s read and {largest['copy'] / 1e9:.1f} GB/s copy at "
         f"{largest['bytes'] // 2**20} MiB. Medians of interleaved rounds; in brackets the time "

@@ -106,7 +106,8 @@ def _load_native(name: str) -> None:
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        status.reason = str(error)
+        # Some versions of torch wrap the loader's message.
+        status.reason = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
         return
     status.operators = tuple(op for op in operators() if has_kernel(op, name.upper()))
     status.available, status.reason = True, ""

@@ -56,6 +56,7 @@ def poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: object, error: object) -> None:
     """Collect what a parallel worker exercised."""
     _exercised.update(getattr(node, "workeroutput", {}).get("backends", ()))

@@ -56,7 +56,7 @@ def test_kernel_and_every_peer_agree_with_complex128(identifier, monkeypatch):
     monkeypatch.setattr(torch_compile, "BACKEND", "aot_eager")
     case = VARIANTS[identifier]
     operator = registry.operators()[case.operator]
-    result = run.run_case(case, operator, registry.peers(), SETTINGS, None)
+    result = run.run_case(case, operator, registry.peers(), SETTINGS, timed=False)
     for name, entry in entries(result).items():
         assert entry["status"] in ("correct", "skipped"), (name, entry)
         if entry["status"] == "correct":
@@ -76,9 +76,8 @@ def test_operators_of_the_main_job_have_cases():
 @pytest.mark.parametrize("operator", registry.operators())
 def test_a_wrong_peer_gets_no_speed(operator):
     case = VARIANTS[f"{operator}/forward"]
-    result = run.run_case(
-        case, registry.operators()[operator], (wrong(operator),), SETTINGS, CEILINGS
-    )
+    result = run.run_case(case, registry.operators()[operator], (wrong(operator),), SETTINGS)
+    run.add_floor(result, registry.operators()[operator].cost(case), CEILINGS)
     kernel, refused = result["entries"]
     assert kernel["status"] == "measured" and kernel["median"] > 0
     assert refused["status"] == "refused" and "median" not in refused
@@ -95,10 +94,9 @@ def test_a_wrong_kernel_stops_the_case_and_fails_the_run(fault):
         bad = {"error": good * (1 + 1e-5), "nan": good * float("nan"), "shape": good[:1]}[fault]
         return lambda: (bad,)
 
-    result = run.run_case(
-        case, replace(operator, kernel=kernel), registry.peers(), SETTINGS, CEILINGS
-    )
+    result = run.run_case(case, replace(operator, kernel=kernel), registry.peers(), SETTINGS)
     assert [entry["status"] for entry in result["entries"]] == ["refused"]
+    run.add_floor(result, operator.cost(case), CEILINGS)
     assert "floor" not in result and "median" not in result["entries"][0]
     assert run.refused_kernels({"cases": [result]}) == [case.identifier]
 
@@ -111,7 +109,8 @@ def test_a_missing_peer_is_skipped_by_name_and_a_failing_one_reported():
     failing = Peer("failing", "A failing peer", lambda _: True, fail)
     case = VARIANTS["tikhonov_covariance/forward"]
     operator = registry.operators()["tikhonov_covariance"]
-    result = run.run_case(case, operator, (absent, failing), SETTINGS, CEILINGS)
+    result = run.run_case(case, operator, (absent, failing), SETTINGS)
+    run.add_floor(result, operator.cost(case), CEILINGS)
     found = entries(result)
     assert found["absent"]["status"] == "skipped"
     assert found["absent"]["reason"] == "no_such_module not installed"
@@ -121,7 +120,7 @@ def test_a_missing_peer_is_skipped_by_name_and_a_failing_one_reported():
 
 
 def test_json_holds_what_the_table_prints(tmp_path, monkeypatch):
-    monkeypatch.setattr(run.machine_ceilings, "measure", lambda: CEILINGS)
+    monkeypatch.setattr(run.machine_ceilings, "measure", lambda earlier=None: CEILINGS)
     cases = [VARIANTS["tikhonov_covariance/forward"], VARIANTS["hermitian_nmse/gradient"]]
     chosen = ("naive_loop", "torch_push_through", "torch_eager")
     rivals = [peer for peer in registry.peers() if peer.name in chosen]
@@ -135,6 +134,7 @@ def test_json_holds_what_the_table_prints(tmp_path, monkeypatch):
     loop = entries(read["cases"][0])["naive_loop"]
     assert (loop["measured_scenes"], loop["scaled_by"]) == (2, 1.5) and "†" in text
     for case in read["cases"]:
+        assert case["floor"]["seconds"] > 0
         for entry in case["entries"]:
             assert entry["q20"] <= entry["median"] <= entry["q80"]
             assert f"{entry['ratio_to_kernel']:.1f}x" in text or entry["kind"] == "kernel"
@@ -149,6 +149,16 @@ def test_the_floor_is_the_larger_of_flops_and_bytes():
     floor = run.machine_ceilings.floor(replace(cost, flops=1.0, bytes_written=0.0), CEILINGS)
     assert floor["binds"] == "bytes" and floor["bandwidth_kind"] == "read"
     assert floor["seconds"] == pytest.approx(1e-4)
+
+
+def test_a_later_measurement_never_lowers_a_ceiling(monkeypatch):
+    ceilings = run.machine_ceilings
+    monkeypatch.setattr(ceilings, "SIZES", (2**20,))
+    high = {"sgemm_flops": {"torch": 1e15, "numpy": 1.0}}
+    high["bandwidth"] = [{"bytes": 2**20, "read": 1e15, "copy": 1.0, "write": 1.0}]
+    merged = ceilings.measure(high)
+    assert merged["float32_flops"] == 1e15 and merged["bandwidth"][0]["read"] == 1e15
+    assert merged["sgemm_flops"]["numpy"] > 1e8 and merged["bandwidth"][0]["copy"] > 1e8
 
 
 def test_selection_and_its_errors(capsys):

@@ -35,7 +35,7 @@ def check(inputs: ti.Inputs, alpha: float = ALPHA, **options: bool) -> None:
     bound = tolerance(actual.dtype, ti.condition(inputs, alpha, options.get("relative", False)))
     bound = max(bound, 1e-9)
     assert_close(actual, expected, bound, "covariance")
-    weight = torch.randn(expected.shape, dtype=torch.complex128)
+    weight = ti.aligned_weight(expected)
     wanted = torch.autograd.grad(ti.inner(expected, weight), reference.tensors)
     got = torch.autograd.grad(
         ti.inner(actual, weight.to(actual.device, actual.dtype)), leaves.tensors

@@ -25,7 +25,7 @@ def check(inputs: ti.Inputs, alpha: float = ALPHA, relative: bool = False) -> No
     # The N-side oracle itself loses cond(Phi^H Phi + alpha I) eps in complex128.
     bound = max(tolerance(actual.dtype, ti.condition(inputs, alpha, relative)), 1e-9)
     assert_close(actual, expected, bound, "snapshots")
-    weight = torch.randn(expected.shape, dtype=torch.complex128)
+    weight = ti.aligned_weight(expected)
     wanted = torch.autograd.grad(ti.inner(expected, weight), reference.tensors)
     got = torch.autograd.grad(
         ti.inner(actual, weight.to(actual.device, actual.dtype)), leaves.tensors

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,6 +107,11 @@ def inner(value: Tensor, weight: Tensor) -> Tensor:
     return (value * weight.conj()).real.sum()
 
 
-def options(**kwargs: Any) -> dict[str, Any]:
-    """Keyword options of a call; False ones are left out."""
-    return {name: value for name, value in kwargs.items() if value}
+def aligned_weight(value: Tensor) -> Tensor:
+    """A random gradient to ``value`` with a part along it.
+
+    A gradient without one can cancel almost completely in a small input; its relative error then
+    says nothing about the backward.
+    """
+    noise = torch.randn(value.shape, dtype=torch.complex128)
+    return value.detach() / value.detach().norm() + noise / noise.norm()

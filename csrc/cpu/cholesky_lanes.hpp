@@ -26,7 +26,39 @@ inline void cholesky_lanes(int64_t m, Planar<T> s, typename Simd<T>::V loading) 
   }
   const auto noise = largest * S::splat(T(8) * static_cast<T>(m) * S::kEpsilon);
   const auto floor = noise > loading ? noise : loading;
+  // Left-looking: column j first takes the products of all columns before it, held in registers.
   for (int64_t j = 0; j < m; ++j) {
+    const auto pivot_row = s.at(j, 0);
+    for_row_blocks(m - j, [&](auto size, int64_t first) {
+      constexpr int R = decltype(size)::value;
+      const auto rows = s.at(j + first, 0);
+      typename S::V re[R], im[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const auto entry = rows.at(r, j);
+        re[r] = S::load(entry.re);
+        im[r] = S::load(entry.im);
+      }
+      for (int64_t k = 0; k < j; ++k) {
+        const auto x_re = S::load(pivot_row.re + k * s.column);
+        const auto x_im = S::load(pivot_row.im + k * s.column);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const auto c_re = S::load(rows.re + r * s.row + k * s.column);
+          const auto c_im = S::load(rows.im + r * s.row + k * s.column);
+          re[r] -= c_re * x_re;
+          im[r] -= c_im * x_re;
+          re[r] -= c_im * x_im;
+          im[r] += c_re * x_im;
+        }
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const auto entry = rows.at(r, j);
+        S::store(entry.re, re[r]);
+        S::store(entry.im, im[r]);
+      }
+    });
     const auto column = s.at(0, j);
     auto pivot = S::load(column.re + j * s.row);
     pivot = pivot < floor ? floor : pivot;
@@ -38,20 +70,6 @@ inline void cholesky_lanes(int64_t m, Planar<T> s, typename Simd<T>::V loading) 
     for (int64_t i = j + 1; i < m; ++i) {
       S::store(column.re + i * s.row, S::load(column.re + i * s.row) * inverse);
       S::store(column.im + i * s.row, S::load(column.im + i * s.row) * inverse);
-    }
-    for (int64_t k = j + 1; k < m; ++k) {
-      const auto x_re = S::load(column.re + k * s.row), x_im = S::load(column.im + k * s.row);
-      const auto target = s.at(0, k);
-      for (int64_t i = k; i < m; ++i) {
-        const auto c_re = S::load(column.re + i * s.row), c_im = S::load(column.im + i * s.row);
-        auto re = S::load(target.re + i * s.row), im = S::load(target.im + i * s.row);
-        re -= c_re * x_re;
-        im -= c_im * x_re;
-        re -= c_im * x_im;
-        im += c_re * x_im;
-        S::store(target.re + i * s.row, re);
-        S::store(target.im + i * s.row, im);
-      }
     }
   }
 }

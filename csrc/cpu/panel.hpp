@@ -4,6 +4,8 @@
 // among 16 vector registers, and hide the latency of the multiply-adds.
 #pragma once
 
+#include <type_traits>
+
 #include "simd.hpp"
 
 namespace riskernels::RISKERNELS_ISA {
@@ -23,16 +25,40 @@ struct Planar {
   }
 };
 
-template <typename T, int R>
-RISKERNELS_INLINE void gemm_conj_block(int64_t depth, Planar<const T> a, Planar<const T> b,
-                                       Planar<T> c, bool accumulate) {
-  using S = Simd<T>;
-  typename S::V re[R], im[R];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    re[r] = accumulate ? S::load(c.re + r * c.row) : typename S::V{};
-    im[r] = accumulate ? S::load(c.im + r * c.row) : typename S::V{};
+// Calls f with the block sizes (1 to kRows, as constants) that split `rows` evenly: a lone last row
+// would leave most of the multiply-adds waiting for their predecessors.
+template <typename F>
+RISKERNELS_INLINE void for_row_blocks(int64_t rows, const F& f) {
+  for (int64_t i = 0; i < rows;) {
+    const int64_t left = rows - i, blocks = (left + kRows - 1) / kRows;
+    const int64_t size = (left + blocks - 1) / blocks;
+    switch (size) {
+      case 5:
+        f(std::integral_constant<int, 5>(), i);
+        break;
+      case 4:
+        f(std::integral_constant<int, 4>(), i);
+        break;
+      case 3:
+        f(std::integral_constant<int, 3>(), i);
+        break;
+      case 2:
+        f(std::integral_constant<int, 2>(), i);
+        break;
+      default:
+        f(std::integral_constant<int, 1>(), i);
+        break;
+    }
+    i += size;
   }
+}
+static_assert(kRows == 5, "for_row_blocks lists the block sizes");
+
+// re, im (+)= sum_k a(r, k) conj(b(k, .)) for R rows and one vector of columns.
+template <typename T, int R>
+RISKERNELS_INLINE void multiply_block(int64_t depth, Planar<const T> a, Planar<const T> b,
+                                      typename Simd<T>::V (&re)[R], typename Simd<T>::V (&im)[R]) {
+  using S = Simd<T>;
   for (int64_t k = 0; k < depth; ++k) {
     const auto b_re = S::load(b.re + k * b.row), b_im = S::load(b.im + k * b.row);
 #pragma GCC unroll 8
@@ -45,11 +71,6 @@ RISKERNELS_INLINE void gemm_conj_block(int64_t depth, Planar<const T> a, Planar<
       im[r] -= a_re * b_im;
     }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    S::store(c.re + r * c.row, re[r]);
-    S::store(c.im + r * c.row, im[r]);
-  }
 }
 
 // c(i, j) (+)= sum_k a(i, k) conj(b(k, j)); `columns` is a multiple of the vector width, and the
@@ -57,30 +78,24 @@ RISKERNELS_INLINE void gemm_conj_block(int64_t depth, Planar<const T> a, Planar<
 template <typename T>
 inline void gemm_conj(int64_t rows, int64_t columns, int64_t depth, Planar<const T> a,
                       Planar<const T> b, Planar<T> c, bool accumulate = false) {
-  for (int64_t j = 0; j < columns; j += Simd<T>::W) {
-    const auto panel = b.at(0, j);
-    int64_t i = 0;
-    for (; i + kRows <= rows; i += kRows)
-      gemm_conj_block<T, kRows>(depth, a.at(i, 0), panel, c.at(i, j), accumulate);
-    switch (rows - i) {
-      case 5:
-        gemm_conj_block<T, 5>(depth, a.at(i, 0), panel, c.at(i, j), accumulate);
-        break;
-      case 4:
-        gemm_conj_block<T, 4>(depth, a.at(i, 0), panel, c.at(i, j), accumulate);
-        break;
-      case 3:
-        gemm_conj_block<T, 3>(depth, a.at(i, 0), panel, c.at(i, j), accumulate);
-        break;
-      case 2:
-        gemm_conj_block<T, 2>(depth, a.at(i, 0), panel, c.at(i, j), accumulate);
-        break;
-      case 1:
-        gemm_conj_block<T, 1>(depth, a.at(i, 0), panel, c.at(i, j), accumulate);
-        break;
-      default:
-        break;
-    }
+  using S = Simd<T>;
+  for (int64_t j = 0; j < columns; j += S::W) {
+    for_row_blocks(rows, [&](auto size, int64_t i) {
+      constexpr int R = decltype(size)::value;
+      const auto out = c.at(i, j);
+      typename S::V re[R], im[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        re[r] = accumulate ? S::load(out.re + r * c.row) : typename S::V{};
+        im[r] = accumulate ? S::load(out.im + r * c.row) : typename S::V{};
+      }
+      multiply_block<T, R>(depth, a.at(i, 0), b.at(0, j), re, im);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        S::store(out.re + r * c.row, re[r]);
+        S::store(out.im + r * c.row, im[r]);
+      }
+    });
   }
 }
 
@@ -114,16 +129,10 @@ RISKERNELS_INLINE void dot_conj_block(int64_t depth, const T* a_re, const T* a_i
 template <typename T>
 inline void dot_conj(int64_t rows, int64_t depth, const T* a_re, const T* a_im, Planar<const T> b,
                      T* c_re, T* c_im, int64_t c_step) {
-  int64_t j = 0;
-  for (; j + kRows <= rows; j += kRows)
-    dot_conj_block<T, kRows>(depth, a_re, a_im, b.at(j, 0), c_re + j * c_step, c_im + j * c_step,
-                             c_step);
-  for (; j + 2 <= rows; j += 2)
-    dot_conj_block<T, 2>(depth, a_re, a_im, b.at(j, 0), c_re + j * c_step, c_im + j * c_step,
-                         c_step);
-  if (j < rows)
-    dot_conj_block<T, 1>(depth, a_re, a_im, b.at(j, 0), c_re + j * c_step, c_im + j * c_step,
-                         c_step);
+  for_row_blocks(rows, [&](auto size, int64_t j) {
+    dot_conj_block<T, decltype(size)::value>(depth, a_re, a_im, b.at(j, 0), c_re + j * c_step,
+                                             c_im + j * c_step, c_step);
+  });
 }
 
 template <typename T, int R>
@@ -152,11 +161,10 @@ RISKERNELS_INLINE void gemm_weights_block(int64_t depth, Planar<const T> a, cons
 template <typename T>
 inline void gemm_weights(int64_t rows, int64_t depth, Planar<const T> a, const T* weights,
                          int64_t weights_row, Planar<T> c) {
-  int64_t i = 0;
-  for (; i + kRows <= rows; i += kRows)
-    gemm_weights_block<T, kRows>(depth, a.at(i, 0), weights, weights_row, c.at(i, 0));
-  for (; i < rows; ++i)
-    gemm_weights_block<T, 1>(depth, a.at(i, 0), weights, weights_row, c.at(i, 0));
+  for_row_blocks(rows, [&](auto size, int64_t i) {
+    gemm_weights_block<T, decltype(size)::value>(depth, a.at(i, 0), weights, weights_row,
+                                                 c.at(i, 0));
+  });
 }
 
 }  // namespace riskernels::RISKERNELS_ISA

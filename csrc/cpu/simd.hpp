@@ -41,9 +41,9 @@ struct Simd {
   static RISKERNELS_INLINE void store(T* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
   static RISKERNELS_INLINE V splat(T s) { return splat_(s, std::make_integer_sequence<Int, W>()); }
   static RISKERNELS_INLINE T sum(V v) {
-    T total = v[0];
-    for (int i = 1; i < W; ++i) total += v[i];
-    return total;
+    for (int step = W / 2; step > 0; step /= 2)
+      v += rotate(v, step, std::make_integer_sequence<Int, W>());
+    return v[0];
   }
 
   // (re0 im0 re1 im1 ...) in a, b  <->  (re0 re1 ...), (im0 im1 ...)
@@ -58,6 +58,11 @@ struct Simd {
   template <Int... K>
   static RISKERNELS_INLINE V splat_(T s, std::integer_sequence<Int, K...>) {
     return V{(static_cast<void>(K), s)...};
+  }
+  // Lane k of the result is lane k + step of v, for steps that are known once loops are unrolled.
+  template <Int... K>
+  static RISKERNELS_INLINE V rotate(V v, int step, std::integer_sequence<Int, K...>) {
+    return V{v[(K + step) % W]...};
   }
 #if defined(__clang__)
   template <Int... K>

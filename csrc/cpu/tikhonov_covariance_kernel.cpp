@@ -82,43 +82,56 @@ RISKERNELS_INLINE void copy_row(const T* from, int64_t columns, T* to) {
   for (; k < 2 * columns; ++k) to[k] = from[k];
 }
 
+// One tile of sum_l a_l a_l^H, interleaved, from row i0 and column j0 on. On a diagonal tile,
+// blocks that lie below the diagonal are left out, and the rest of that triangle is mirrored.
 template <typename T>
-void outer_products(const TikhonovScene<T>& scene, const Planar<T>& tile, T* interleaved, T* out) {
-  constexpr int64_t kTile = TikhonovScene<T>::kTile;
+void make_tile(const TikhonovScene<T>& scene, int64_t i0, int64_t j0, int64_t rows, T* tile) {
   using S = Simd<T>;
-  const int64_t n = scene.n;
-  const auto scale = S::splat(T(1) / static_cast<T>(scene.snapshots));
+  constexpr int64_t kTile = TikhonovScene<T>::kTile;
   const Planar<const T> a = view(scene.a);
   const Planar<const T> by_element{a.re, a.im, 1, a.row};
+  for (int64_t c = 0; c < kTile; c += S::W) {
+    for_row_blocks(rows, [&](auto size, int64_t first) {
+      constexpr int R = decltype(size)::value;
+      if (i0 == j0 && c + S::W <= first) return;
+      typename S::V re[R] = {}, im[R] = {};
+      multiply_block<T, R>(scene.snapshots, by_element.at(i0 + first, 0), a.at(0, j0 + c), re, im);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        typename S::V low, high;
+        S::interleave(re[r], im[r], low, high);
+        T* const out = tile + 2 * ((first + r) * kTile + c);
+        S::store(out, low);
+        S::store(out + S::W, high);
+      }
+    });
+  }
+  if (i0 != j0) return;
+  // Fused multiply-adds round (r, c) and (c, r) differently: keep one of them.
+  for (int64_t r = 0; r < rows; ++r) {
+    T* const row = tile + 2 * r * kTile;
+    row[2 * r + 1] = T(0);
+    for (int64_t c = 0; c < r; ++c) {
+      row[2 * c] = tile[2 * (c * kTile + r)];
+      row[2 * c + 1] = -tile[2 * (c * kTile + r) + 1];
+    }
+  }
+}
+
+// Overwrites the estimates by their multiples with 1 / sqrt(L).
+template <typename T>
+void outer_products(const TikhonovScene<T>& scene, T* tile, T* out) {
+  constexpr int64_t kTile = TikhonovScene<T>::kTile;
+  const int64_t n = scene.n;
+  scene.scale(scene.a, T(1) / __builtin_sqrt(static_cast<T>(scene.snapshots)));
   for (int64_t i0 = 0; i0 < n; i0 += kTile) {
     const int64_t rows = n - i0 < kTile ? n - i0 : kTile;
     for (int64_t j0 = i0; j0 < n; j0 += kTile) {
       const int64_t columns = n - j0 < kTile ? n - j0 : kTile;
-      gemm_conj<T>(rows, kTile, scene.snapshots, by_element.at(i0, 0), a.at(0, j0), tile);
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t c = 0; c < kTile; c += S::W) {
-          typename S::V low, high;
-          S::interleave(S::load(tile.re + r * kTile + c) * scale,
-                        S::load(tile.im + r * kTile + c) * scale, low, high);
-          S::store(interleaved + 2 * (r * kTile + c), low);
-          S::store(interleaved + 2 * (r * kTile + c) + S::W, high);
-        }
-      }
-      if (i0 == j0) {
-        // Fused multiply-adds round (r, c) and (c, r) differently: keep one of them.
-        for (int64_t r = 0; r < rows; ++r) {
-          T* const row = interleaved + 2 * r * kTile;
-          row[2 * r + 1] = T(0);
-          for (int64_t c = 0; c < r; ++c) {
-            row[2 * c] = interleaved[2 * (c * kTile + r)];
-            row[2 * c + 1] = -interleaved[2 * (c * kTile + r) + 1];
-          }
-        }
-      } else {
-        write_mirror(interleaved, 2 * kTile, rows, columns, out + 2 * (j0 * n + i0), 2 * n);
-      }
+      make_tile(scene, i0, j0, rows, tile);
       for (int64_t r = 0; r < rows; ++r)
-        copy_row(interleaved + 2 * r * kTile, columns, out + 2 * ((i0 + r) * n + j0));
+        copy_row(tile + 2 * r * kTile, columns, out + 2 * ((i0 + r) * n + j0));
+      if (i0 != j0) write_mirror(tile, 2 * kTile, rows, columns, out + 2 * (j0 * n + i0), 2 * n);
     }
   }
 }
@@ -131,12 +144,11 @@ void tikhonov_covariance(const TikhonovProblem<T>& problem, T* out, int64_t begi
   const auto with_block = [&](void* block, bool run) {
     Carver carver(block);
     TikhonovScene<T> scene(problem, carver);
-    const auto tile = carver.take_planar<T>(kTile, kTile);
-    T* const interleaved = carver.take<T>(2 * kTile * kTile);
+    T* const tile = carver.take<T>(2 * kTile * kTile);
     for (int64_t b = begin; run && b < end; ++b) {
       scene.estimate(b);
       if (problem.center) scene.subtract_mean(scene.a);
-      outer_products(scene, tile, interleaved, out + 2 * b * scene.n * scene.n);
+      outer_products(scene, tile, out + 2 * b * scene.n * scene.n);
     }
     return carver.used();
   };
@@ -156,6 +168,7 @@ void tikhonov_covariance_backward(const TikhonovProblem<T>& problem,
     TikhonovGradient<T> gradient(scene, carver);
     const auto centered = carver.take_planar<T>(scene.snapshots, scene.n_pad);
     const auto panel = carver.take_planar<T>(scene.n, kTile);
+    const auto mirror = carver.take_planar<T>(kTile, scene.n_pad);
     for (int64_t b = begin; run && b < end; ++b) {
       scene.estimate(b);
       const int64_t size = scene.snapshots * scene.n_pad;
@@ -169,19 +182,21 @@ void tikhonov_covariance_backward(const TikhonovProblem<T>& problem,
       const T scale = T(1) / static_cast<T>(scene.snapshots);
       const T* g = grad.data + 2 * b * grad.stride[0];
       for (int64_t i0 = 0; i0 < scene.n; i0 += kTile) {
+        const int64_t columns = scene.n - i0 < kTile ? scene.n - i0 : kTile;
+        for (int64_t c = 0; c < columns; ++c) {
+          const auto row = mirror.at(c, 0);
+          load_row(g + 2 * (i0 + c) * grad.stride[1], grad.stride[2], scene.n, row.re, row.im);
+        }
         for (int64_t j = 0; j < scene.n; ++j) {
-          for (int64_t c = 0; c < kTile; ++c) {
-            const int64_t i = i0 + c;
-            T re = 0, im = 0;
-            if (i < scene.n) {
-              const T* direct = g + 2 * (j * grad.stride[1] + i * grad.stride[2]);
-              const T* mirror = g + 2 * (i * grad.stride[1] + j * grad.stride[2]);
-              re = (direct[0] + mirror[0]) * scale;
-              im = (direct[1] - mirror[1]) * scale;
-            }
-            panel.re[j * kTile + c] = re;
-            panel.im[j * kTile + c] = im;
+          const auto row = panel.at(j, 0);
+          load_row(g + 2 * (j * grad.stride[1] + i0 * grad.stride[2]), grad.stride[2], columns,
+                   row.re, row.im);
+          for (int64_t c = 0; c < columns; ++c) {
+            const auto other = mirror.at(c, j);
+            row.re[c] = (row.re[c] + *other.re) * scale;
+            row.im[c] = (row.im[c] - *other.im) * scale;
           }
+          for (int64_t c = columns; c < kTile; ++c) row.re[c] = row.im[c] = T(0);
         }
         gemm_conj<T>(scene.snapshots, kTile, scene.n, view(centered), view(panel),
                      gradient.grad_a.at(0, i0));

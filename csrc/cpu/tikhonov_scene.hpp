@@ -57,7 +57,7 @@ class TikhonovScene {
         z(carver.take_planar<T>(m, l_pad)),
         weights(carver.take<T>(snapshots * n_pad)),
         loading(carver.take<T>(l_pad)),
-        weights_by_element_(carver.take<T>(n_pad * W)),
+        weights_by_element_(carver.take<T>(n_pad * l_pad)),
         products_(carver.take_planar<T>(m, n_pad)),
         factor_(carver.take_planar<T>(m * m, l_pad)) {
     factor_.column = l_pad;
@@ -106,6 +106,14 @@ class TikhonovScene {
       const auto re = S::load(x.re + i), im = S::load(x.im + i);
       S::store(x.re + i, re * c_re + im * c_im);
       S::store(x.im + i, im * c_re - re * c_im);
+    }
+  }
+
+  void scale(Planar<T> x, T factor) const {
+    const auto s = S::splat(factor);
+    for (int64_t i = 0; i < snapshots * n_pad; i += W) {
+      S::store(x.re + i, S::load(x.re + i) * s);
+      S::store(x.im + i, S::load(x.im + i) * s);
     }
   }
 
@@ -201,24 +209,23 @@ class TikhonovScene {
   void factor() {
     if (shared_) {
       gram_of_snapshot(0, 0);
-      load_diagonal(0, 1);
+      load_diagonal(0);
       spread_lane_zero();
       cholesky_lanes<T>(m, factor_, S::splat(loading[0]));
       return;
     }
-    for (int64_t g = 0; g < l_pad; g += W) {
-      const int64_t lanes = snapshots - g < W ? snapshots - g : W;
-      if (p.h_per_snapshot) {
-        for (int64_t w = 0; w < lanes; ++w) {
-          load_channel(g + w);
-          gram_of_snapshot(g + w, g + w);
-        }
-      } else {
-        gram_of_group(g, lanes);
+    if (p.h_per_snapshot) {
+      for (int64_t l = 0; l < snapshots; ++l) {
+        load_channel(l);
+        gram_of_snapshot(l, l);
       }
-      load_diagonal(g, lanes);
-      cholesky_lanes<T>(m, factor_.at_lane(g), S::load(loading + g));
+    } else {
+      gram_of_all_snapshots();
     }
+    for (int64_t l = 0; l < snapshots; ++l) load_diagonal(l);
+    for (int64_t l = snapshots; l < l_pad; ++l) load_identity(l);
+    for (int64_t g = 0; g < l_pad; g += W)
+      cholesky_lanes<T>(m, factor_.at_lane(g), S::load(loading + g));
   }
 
   // Lower triangle of H diag(weights_l) H^H into one lane of the factor.
@@ -236,12 +243,12 @@ class TikhonovScene {
     }
   }
 
-  // The same for a group of snapshots that share H: products H_i conj(H_j) once, then one
-  // real-weighted sum per lane.
-  void gram_of_group(int64_t g, int64_t lanes) {
+  // The same for all snapshots that share H: products H_i conj(H_j) once, then one real-weighted
+  // sum per lane.
+  void gram_of_all_snapshots() {
     for (int64_t k = 0; k < n_pad; ++k)
-      for (int64_t w = 0; w < W; ++w)
-        weights_by_element_[k * W + w] = w < lanes ? weights[(g + w) * n_pad + k] : T(0);
+      for (int64_t l = 0; l < l_pad; ++l)
+        weights_by_element_[k * l_pad + l] = l < snapshots ? weights[l * n_pad + k] : T(0);
     for (int64_t i = 0; i < m; ++i) {
       for (int64_t j = 0; j <= i; ++j) {
         for (int64_t k = 0; k < n_pad; k += W) {
@@ -251,37 +258,38 @@ class TikhonovScene {
           S::store(products_.im + j * n_pad + k, x_im * y_re - x_re * y_im);
         }
       }
-      auto out = factor_.at_lane(g).at(i, 0);
-      out.row = factor_.column;
-      gemm_weights<T>(i + 1, n_pad, view(products_), weights_by_element_, W, out);
+      for (int64_t g = 0; g < l_pad; g += W) {
+        auto out = factor_.at_lane(g).at(i, 0);
+        out.row = factor_.column;
+        gemm_weights<T>(i + 1, n_pad, view(products_), weights_by_element_ + g, l_pad, out);
+      }
     }
   }
 
-  // Sets loading[g ...] and adds it to the diagonals; lanes past the last snapshot become I.
-  void load_diagonal(int64_t g, int64_t lanes) {
-    const T alpha = static_cast<T>(p.alpha);
-    for (int64_t w = 0; w < W; ++w) {
-      if (w >= lanes) {
-        for (int64_t i = 0; i < m; ++i)
-          for (int64_t j = 0; j <= i; ++j) {
-            const auto entry = factor_.at_lane(g + w).at(i, j);
-            *entry.re = i == j ? T(1) : T(0);
-            *entry.im = T(0);
-          }
-        loading[g + w] = T(1);
-        continue;
-      }
-      T value = alpha;
-      if (p.relative) {
-        T trace = 0;
-        for (int64_t i = 0; i < m; ++i) trace += *factor_.at_lane(g + w).at(i, i).re;
-        value = alpha * trace / static_cast<T>(n);
-        // A zero loading means Phi = 0, where the estimate is 0 whatever S is.
-        if (value == T(0)) value = T(1);
-      }
-      loading[g + w] = value;
-      for (int64_t i = 0; i < m; ++i) *factor_.at_lane(g + w).at(i, i).re += value;
+  // Sets loading[l] and adds it to the diagonal of lane l.
+  void load_diagonal(int64_t l) {
+    const auto lane = factor_.at_lane(l);
+    T value = static_cast<T>(p.alpha);
+    if (p.relative) {
+      T trace = 0;
+      for (int64_t i = 0; i < m; ++i) trace += *lane.at(i, i).re;
+      value = value * trace / static_cast<T>(n);
+      // A zero loading means Phi = 0, where the estimate is 0 whatever S is.
+      if (value == T(0)) value = T(1);
     }
+    loading[l] = value;
+    for (int64_t i = 0; i < m; ++i) *lane.at(i, i).re += value;
+  }
+
+  // A lane past the last snapshot solves the identity.
+  void load_identity(int64_t l) {
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t j = 0; j <= i; ++j) {
+        const auto entry = factor_.at_lane(l).at(i, j);
+        *entry.re = i == j ? T(1) : T(0);
+        *entry.im = T(0);
+      }
+    loading[l] = T(1);
   }
 
   void spread_lane_zero() {
@@ -294,7 +302,7 @@ class TikhonovScene {
     for (int64_t l = 1; l < l_pad; ++l) loading[l] = loading[0];
   }
 
-  T* const weights_by_element_;  // [n_pad, W]
+  T* const weights_by_element_;  // [n_pad, l_pad]
   const Planar<T> products_;     // [M, n_pad]
   Factor factor_;                // [M, M] of l_pad lanes
   int64_t scene_ = 0;
