@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``ris``: simulate, import-shards, train, hpo, localize, checklist, info.
+"""The command ``ris``: simulate, import-shards, train, hpo, localize, checklist, plot, info.
 
 ``--help`` and usage errors answer at once, without importing PyTorch. An error of the user's is one
 line on stderr and exit status 2; work that failed (a search without a result, a failed checklist)
@@ -28,6 +28,7 @@ from .commands import (
     ImportShards,
     Info,
     Localize,
+    Plot,
     Simulate,
     Train,
 )
@@ -73,6 +74,7 @@ def _commands(base: ExperimentConfig) -> dict[str, Any]:
         "hpo": Hpo(HpoOptions(system=system, simulation=simulation, base=base)),
         "localize": Localize(missing, missing),
         "checklist": Checklist(base),
+        "plot": Plot(),
         "info": Info(),
     }
 

@@ -282,6 +282,33 @@ class Checklist:
 
 
 @dataclass(frozen=True)
+class Plot:
+    """Draw a training run or a search as an image."""
+
+    run_folder: Annotated[str | None, tyro.conf.arg(name="run")] = None
+    """Folder of a training run: losses, learning rate and loss terms over its steps."""
+    study: str | None = None
+    """Results folder of a search: objective of its trials and the best so far."""
+    out: str | None = None
+    """Image to write (.png, .svg or .pdf); run.png or study.png in the folder when left out."""
+
+    def run(self) -> int:
+        """Draw and say where."""
+        if (self.run_folder is None) == (self.study is None):
+            raise ConfigError("plot: give either --run or --study")
+        from .plots import run_figure, study_figure
+
+        if self.run_folder is not None:
+            figure, out = run_figure(self.run_folder), Path(self.run_folder, "run.png")
+        else:
+            figure, out = study_figure(str(self.study)), Path(str(self.study), "study.png")
+        out = Path(self.out or out)
+        figure.savefig(out)
+        print(f"figure {out}")
+        return 0
+
+
+@dataclass(frozen=True)
 class Info:
     """Say which backends riskernels has loaded, and why or why not the others."""
 

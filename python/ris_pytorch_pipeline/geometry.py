@@ -156,7 +156,7 @@ def steering(
     positions: Tensor | None = None,
     dtype: torch.dtype = torch.complex64,
 ) -> Tensor:
-    """Steering vectors of exact spherical waves, ``[...] -> [..., N]``.
+    """Steering vectors of exact spherical waves, ``[...] -> [..., N]``::
 
         a_n = exp(j k0 (r - R_n)) / sqrt(N),  R_n^2 = r^2 - 2 r u.p_n + |p_n|^2,  k0 = 2 pi / lambda
 
@@ -194,7 +194,7 @@ def steering_derivatives(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Analytic derivatives (da/dphi, da/dtheta, da/dr) of :func:`steering`, each ``[..., N]``.
 
-    With s = u.p, rho = R/r, q = 1/r and D = r - R, and a prime for d/d phi or d/d theta:
+    With s = u.p, rho = R/r, q = 1/r and D = r - R, and a prime for d/d phi or d/d theta::
 
         D' = s' / rho,          dD/dr = q^2 (|p|^2 - D s) / (rho (1 + rho)),
         (ln r/R)' = q s'/rho^2, d(ln r/R)/dr = q^2 (q |p|^2 - s) / rho^2,

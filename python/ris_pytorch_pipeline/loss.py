@@ -49,7 +49,7 @@ def subspace_leakage(covariance: Tensor, steering: Tensor, mask: Tensor, ridge: 
 
     With P = A G^-1 A^H, G = A^H A + ridge I and P' = I - P, the projector never appears:
     Q Q^H = 2P - P^2 = A G^-1 (A^H A + 2 ridge I) G^-1 A^H gives, for Hermitian R, the numerator
-    |R|^2 - 2 |Q^H R|^2 + |Q^H R Q|^2. It lies in [0, 1].
+    ``|R|^2 - 2 |Q^H R|^2 + |Q^H R Q|^2``. It lies in [0, 1].
 
     Args:
         covariance: [B, N, N] Hermitian.

@@ -4,7 +4,7 @@
 Three views of a scene are encoded. Every back-projected snapshot a_l is a complex image of the
 surface and goes through a CNN; with an embedding of (y_l, H c_l, SNR) it becomes one token, and a
 transformer without positional code works on the L exchangeable tokens. The third view is the
-power map sum_l |a(g)^H a_l|^2 over a coarse grid of the field of view. Its highest local maxima
+power map ``sum_l |a(g)^H a_l|^2`` over a coarse grid of the field of view. Its highest local maxima
 start the slots: a slot is a query made from the map around its maximum, refined by attention among
 the slots and to snapshots and map, and its position is the maximum plus a learned offset. The
 factor's columns are the steering vectors of those positions times a learned complex correction,

@@ -225,7 +225,7 @@ def hermitian_nmse(
         target: [B, N, N] of the same dtype.
         lam_diag: weight of the diagonal part, >= 0.
         lam_off: weight of the off-diagonal part, >= 0, not both zero.
-        eps: added to both denominators, >= 0, in the units of |T|^2.
+        eps: added to both denominators, >= 0, in the units of :math:`|T|^2`.
         element_mask: [N] or [B, N] bool; rows and columns of False elements leave every sum,
             whatever values they hold.
 

@@ -130,9 +130,9 @@ def tikhonov_covariance(
     Any strides, stride-0 batches and conjugated views are read in place. The result is bitwise
     the same on every run. Non-finite input stays in its scene.
 
-    Cost per scene, with |c_ln| independent of l and one H: 2 M^2 N + 4 L M N + 4 L M^2 + 2 L N^2
-    real multiply-adds and, in complex64, 8 N^2 bytes written; otherwise the first term is paid
-    for each snapshot.
+    Cost per scene, with ``|c_ln|`` independent of l and one H: 2 M^2 N + 4 L M N + 4 L M^2 +
+    2 L N^2 real multiply-adds and, in complex64, 8 N^2 bytes written; otherwise the first term is
+    paid for each snapshot.
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit, alpha not finite and > 0.

@@ -191,7 +191,7 @@ def tikhonov_snapshots(
     Any strides, stride-0 batches and conjugated views are read in place. The result is bitwise
     the same on every run. Non-finite input stays in its scene.
 
-    Cost per scene, with |c_ln| independent of l and one H: 2 M^2 N + 4 L M N + 4 L M^2 real
+    Cost per scene, with ``|c_ln|`` independent of l and one H: 2 M^2 N + 4 L M N + 4 L M^2 real
     multiply-adds; otherwise the first term is paid for each snapshot.
 
     Raises:
