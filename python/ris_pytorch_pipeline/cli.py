@@ -15,6 +15,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,11 @@ def _commands(base: ExperimentConfig) -> dict[str, Any]:
 def _one_line(text: str) -> str:
     """tyro's boxed message as one line: the body, without the title and the advice below it."""
     lines = text.splitlines()[1:]
-    rule = next((i for i, line in enumerate(lines) if "──" in line), len(lines))
-    body = " ".join(" ".join(line.strip("│ ") for line in lines[:rule]).split())
+    # Where the stream is not UTF-8, tyro draws the box with "-" and "|".
+    while lines and not lines[0].strip("│|─- "):
+        lines.pop(0)
+    rule = next((i for i, line in enumerate(lines) if "──" in line or "-----" in line), len(lines))
+    body = " ".join(" ".join(line.strip("│| ") for line in lines[:rule]).split())
     # The value of a whole section has no option name, only one of tyro's own.
     return re.sub(r"Error parsing \S*__tyro\S*: ", "", body) or "the command line cannot be used"
 
@@ -108,11 +112,17 @@ def _parse(args: Sequence[str]) -> Any:
         raise ConfigError(f"{_one_line(errors.getvalue())} (see ris --help)") from None
 
 
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"ris: warning: {message}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``ris`` with ``argv`` (the process's own arguments by default); returns the status."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        status = int(_parse(args).run())
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            status = int(_parse(args).run())
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:

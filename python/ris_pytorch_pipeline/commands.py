@@ -6,6 +6,7 @@ PyTorch and Optuna are imported inside ``run``, so that the parser does without 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -113,6 +114,14 @@ class ImportShards:
         return 0
 
 
+def _verify_shards(folder: str | None, wanted: bool) -> None:
+    """Refuse shards that differ from their checksums, before any work starts."""
+    if folder is not None and wanted:
+        from .shards import ShardDataset
+
+        ShardDataset(folder).verify()
+
+
 def _say_shards(folder: str) -> None:
     from .shards import ShardDataset
 
@@ -136,6 +145,8 @@ class Train:
     """Continue the run in the folder after its last complete epoch."""
     overwrite: bool = False
     """Replace the run that is in the folder."""
+    verify: bool = True
+    """Compare the shards with their checksums before training."""
 
     def run(self) -> int:
         """Train; status 1 if the checklist failed or the training could not go on."""
@@ -143,7 +154,10 @@ class Train:
         from .hpo import checklist_passed
         from .train import TrainingError, fit
 
+        _verify_shards(self.experiment.data.shards, self.verify)
         held = has_checkpoint(Path(self.out) / "last")
+        if self.resume and not held:
+            print(f"{self.out} holds no complete epoch: training starts at the beginning")
         if held and not (self.resume or self.overwrite):
             raise ConfigError(f"{self.out} holds a run: --resume it, --overwrite it, or use --out")
         try:
@@ -155,6 +169,8 @@ class Train:
             f"validation loss {result.best_val_loss:.4f}, {result.skipped_steps} skipped steps"
         )
         print(f"checkpoint {result.checkpoint}")
+        if not math.isfinite(result.best_val_loss):
+            raise CommandError("no validation loss was finite: check the data and learning rates")
         if not checklist_passed(Path(self.out)):
             raise CommandError("the checklist failed: see the lines with ok=False above")
         return 0
@@ -167,11 +183,14 @@ class Hpo:
     options: Annotated[HpoOptions, tyro.conf.arg(name="")] = field(default_factory=HpoOptions)
     config_file: ConfigFile = None
     """JSON file of an experiment configuration, for everything that is not searched."""
+    verify: bool = True
+    """Compare the shards with their checksums before the search."""
 
     def run(self) -> int:
         """Run or continue the search."""
         from .hpo import run
 
+        _verify_shards(self.options.shards, self.verify)
         return run(self.options)
 
 
@@ -209,6 +228,8 @@ class Localize:
     """Grid maxima of a scene that are refined."""
     separation: float = 0.25
     """Peaks closer than this many metres count as one source."""
+    verify: bool = True
+    """Compare the shards with their checksums first."""
 
     def run(self) -> int:
         """Localize and print."""
@@ -218,11 +239,13 @@ class Localize:
             raise ConfigError("localize: give --num_sources or --known_sources, not both")
         if self.allow_mismatch and self.config_file is None:
             raise ConfigError("localize: --allow_mismatch needs the --config to use")
+        if self.json not in (None, "-") and not Path(self.json or "").absolute().parent.is_dir():
+            raise ConfigError(f"localize: --json {self.json}: its folder does not exist")
         from .checkpoint import load_checkpoint
         from .data import resolve_device
         from .localize import SearchConfig
         from .metrics import summarise_matches
-        from .position_report import HEADER, as_json, localize_shards, table_rows
+        from .position_report import HEADER, LocalizedScene, as_json, localize_shards, table_rows
         from .shards import ShardDataset
 
         expect = None
@@ -233,10 +256,10 @@ class Localize:
             self.checkpoint, device=device, expect=expect, allow_mismatch=self.allow_mismatch
         )
         dataset = ShardDataset(self.shards)
+        if self.verify:
+            dataset.verify()
         table = self.json != "-"
-        if table:
-            print(HEADER)
-        found = []
+        found: list[LocalizedScene] = []
         for scene in localize_shards(
             checkpoint,
             dataset,
@@ -252,6 +275,8 @@ class Localize:
             batch_size=self.batch_size,
             device=device,
         ):
+            if table and not found:
+                print(HEADER)
             found.append(scene)
             if table:
                 print("\n".join(table_rows(scene)), flush=True)
@@ -273,11 +298,14 @@ class Checklist:
     """JSON file of an experiment configuration; options given here override it."""
     checkpoint: str | None = None
     """Folder of the network to check, with its own configuration; a new network when left out."""
+    verify: bool = True
+    """Compare the shards with their checksums first."""
 
     def run(self) -> int:
         """Print the checklist; status 1 if a line failed."""
         from .checklist import main as checklist
 
+        _verify_shards(self.experiment.data.shards, self.verify)
         return checklist(self.experiment, self.checkpoint)
 
 

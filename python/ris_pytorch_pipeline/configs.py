@@ -29,6 +29,12 @@ def _require(condition: bool, owner: object, message: str) -> None:
         raise ConfigError(f"{type(owner).__name__}: {message}")
 
 
+def _require_finite(owner: object) -> None:
+    for name, value in vars(owner).items():
+        finite = not isinstance(value, float) or math.isfinite(value)
+        _require(finite, owner, f"{name} must be finite, got {value}")
+
+
 @dataclass(frozen=True)
 class SystemConfig:
     """The surface, the base station and the field of view."""
@@ -59,6 +65,7 @@ class SystemConfig:
     """Scale each steering entry by r / R_n (spherical spreading)."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         for name in ("n_h", "n_v", "antennas", "snapshots", "max_sources"):
             _require(getattr(self, name) >= 1, self, f"{name} must be at least 1")
         _require(min(self.wavelength, self.spacing) > 0, self, "wavelength, spacing must be > 0")
@@ -99,6 +106,7 @@ class SimulationConfig:
     """Probability that an element of the surface is dead (amplitude 0) in a scene."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require(self.min_sources >= 1, self, "min_sources must be at least 1")
         _require(self.snr_db_min <= self.snr_db_max, self, "snr_db_min must be <= snr_db_max")
         _require(self.min_separation >= 0, self, "min_separation must be >= 0")
@@ -132,12 +140,12 @@ class CovarianceConfig:
 
     def __post_init__(self) -> None:
         _require(math.isfinite(self.alpha) and self.alpha > 0, self, "alpha must be finite and > 0")
+        _require_finite(self)
         _require(0 <= self.beta <= 1, self, "beta must lie in [0, 1]")
         _require(self.loading >= 0, self, "loading must be >= 0")
         _require(0 <= self.shrinkage <= 1, self, "shrinkage must lie in [0, 1]")
-        _require(
-            self.target_trace is None or self.target_trace > 0, self, "target_trace must be > 0"
-        )
+        trace = self.target_trace
+        _require(trace is None or trace > 0, self, "target_trace must be > 0")
 
 
 @dataclass(frozen=True)
@@ -250,6 +258,7 @@ class TrainConfig:
     """Steps between two lines of metrics."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         for name in ("epochs", "batch_size", "accumulate", "patience", "log_every"):
             _require(getattr(self, name) >= 1, self, f"{name} must be at least 1")
         _require(self.lr_backbone > 0 and self.lr_head > 0, self, "learning rates must be > 0")
@@ -259,7 +268,7 @@ class TrainConfig:
         _require(self.clip_norm > 0, self, "clip_norm must be > 0")
         _require(0 <= self.ema_decay < 1, self, "ema_decay must lie in [0, 1)")
         _require(0 <= self.swa_start <= 1, self, "swa_start must lie in [0, 1]")
-        _require(self.seed >= 0, self, "seed must be >= 0")
+        _require(0 <= self.seed < 2**63, self, f"seed must lie in [0, 2^63), got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -275,16 +284,9 @@ class ExperimentConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        _require(
-            self.simulation.min_sources <= self.system.max_sources,
-            self,
-            "simulation.min_sources exceeds system.max_sources",
-        )
-        _require(
-            self.system.max_sources <= self.system.elements,
-            self,
-            "system.max_sources exceeds the number of RIS elements",
-        )
+        least, most = self.simulation.min_sources, self.system.max_sources
+        _require(least <= most, self, "simulation.min_sources exceeds system.max_sources")
+        _require(most <= self.system.elements, self, "system.max_sources exceeds n_h * n_v")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class HpoOptions:
     """Everything that neither an option above nor the search decides."""
 
     def __post_init__(self) -> None:
-        for name in ("n_trials", "epochs_per_trial"):
+        for name in ("n_trials", "epochs_per_trial", "train_samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"hpo: {name} must be at least 1, got {getattr(self, name)}")
         if self.space not in SPACES:
@@ -156,12 +156,15 @@ class _Search:
     """One run of the search."""
 
     def __init__(self, options: HpoOptions) -> None:
-        from .data import resolve_device
+        from .data import open_scenes, resolve_device
         from .loss import TERMS
 
         self.options, self.base = options, base_config(options)
         self.space = SPACES[options.space]
         self.device = resolve_device(options.device)
+        # The search changes nothing that the data depends on; bad data is refused before a study
+        # is made.
+        self.validation = open_scenes(self.base, self.device).validation
         self.weights = {f"val_{name}": getattr(self.base.loss, name) for name in TERMS}
         settings: dict[str, Any] = {"space": options.space, "config": to_dict(self.base)}
         del settings["config"]["train"]["device"]
@@ -262,7 +265,6 @@ class _Search:
         import optuna
 
         from .checkpoint import load_checkpoint
-        from .data import open_scenes
         from .loss import LocalizationLoss
         from .train import fit, validate
 
@@ -277,7 +279,7 @@ class _Search:
             self.unsound.append(trial.number)
         net = load_checkpoint(result.checkpoint, device=self.device, expect=config.covariance).net
         loss = LocalizationLoss(config.system, self.base.loss, config.covariance)
-        terms = validate(net, loss, open_scenes(config, self.device).validation)
+        terms = validate(net, loss, self.validation)
         if not math.isfinite(terms["total"]):
             raise HpoError(f"validation loss is {terms['total']}")
         return result, terms

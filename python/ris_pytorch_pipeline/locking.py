@@ -31,7 +31,9 @@ class FolderLock:
         self._file: IO[str] | None = None
 
     def acquire(self) -> FolderLock:
-        """Wait for the lock and take it."""
+        """Wait for the lock and take it; one that is held already stays held throughout."""
+        if self._file is not None:
+            return self
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = (self.folder / LOCK).open("w")
         fcntl.flock(self._file, fcntl.LOCK_EX)

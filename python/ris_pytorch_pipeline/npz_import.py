@@ -72,7 +72,10 @@ def _read(path: Path, system: SystemConfig) -> Scenes:
         raise ShardError(f"{path}: no such file")
     try:
         archive = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except ValueError:
+        # NumPy's own message advises unpickling the file.
+        raise ShardError(f"{path}: not a readable .npz shard (no archive of arrays)") from None
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
         raise ShardError(f"{path}: not a readable .npz shard ({error})") from None
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ShardError(f"{path}: a single array, expected an .npz shard")

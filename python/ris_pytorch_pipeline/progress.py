@@ -108,6 +108,10 @@ class RunLog:
         if self._tensorboard is not None:
             self._tensorboard.close()
 
+    def start_clock(self) -> None:
+        """Training starts now: pace and time left count from here."""
+        self._started = time.monotonic()
+
     def say(self, line: str) -> None:
         """Print one line, above the bar where there is one."""
         self.console.print(line, markup=False)

@@ -52,9 +52,9 @@ class TrainResult:
     best_val_loss: float
     """Lowest validation loss; infinite if none was finite."""
     first_train_loss: float
-    """Mean over the first ``log_every`` real steps."""
+    """Mean over the first ``log_every`` real steps, at most the first half of all."""
     last_train_loss: float
-    """Mean over the last ``log_every`` real steps."""
+    """Mean over as many last steps."""
     history: list[Metrics]
     """Metrics of every epoch."""
     skipped_steps: int
@@ -263,7 +263,10 @@ class _Trainer:
             log.record("swa", {"val_loss": value, "updates": self.swa.count})
             log.say(f"SWA weights: validation loss {value:.4f}{' (best)' if better else ''}")
         checkpoint = out_dir / ("best" if math.isfinite(self.best) else "last")
-        first, last = (sum(x) / len(x) for x in (self.first_losses, self.last_losses))
+        # The two windows share no step, so that a short run shows its progress too.
+        window = max(1, min(len(self.first_losses), self.real_steps // 2))
+        ends = self.first_losses[:window], self.last_losses[-window:]
+        first, last = (sum(losses) / window for losses in ends)
         return TrainResult(self.best, first, last, self.history, self.guard.skipped, checkpoint)
 
 
@@ -313,6 +316,7 @@ def fit(
                 log.record("checklist", {"ok": report.ok, "lines": report.lines})
                 if not report.ok:
                     log.say("the checklist has failed lines (ok=False above): training goes on")
+            log.start_clock()
             while not _ended(trainer, train):
                 metrics = trainer.run_epoch(out_dir, log)
                 if on_epoch is not None:
