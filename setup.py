@@ -16,6 +16,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -50,7 +51,10 @@ def find_torch() -> Path:
     spec = importlib.util.find_spec("torch")
     if spec is not None and spec.origin is not None:
         return Path(spec.origin).parent
-    stop(f"torch is not installed in {folders[0]}; install it first, e.g. `pip install torch`")
+    stop(
+        f"torch is not installed in {folders[0]}; install it first, e.g. `pip install torch`, and "
+        "with a build tool that isolates by a virtual environment add --no-build-isolation"
+    )
 
 
 def torch_facts(torch: Path) -> tuple[str, str | None]:
@@ -69,11 +73,11 @@ def torch_facts(torch: Path) -> tuple[str, str | None]:
 
 
 def find_compiler() -> str:
-    """The C++ compiler."""
-    wanted = os.environ.get("CXX")
-    names = [wanted] if wanted else ["c++", "g++", "clang++"]
+    """The C++ compiler; CMake reads CXX itself, with its flags, where it is set."""
+    words = shlex.split(os.environ.get("CXX", ""))
+    names = words[:1] or ["c++", "g++", "clang++"]
     for name in names:
-        path = shutil.which(name.split()[0])
+        path = shutil.which(name)
         if path:
             return path
     stop(
@@ -141,9 +145,9 @@ def cuda_options(torch_version: str, torch_cuda: str | None) -> list[str]:
         return ["-DRISKERNELS_WITH_CUDA=OFF"]
     options = ["-DRISKERNELS_WITH_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    return options + (
-        [f"-DCMAKE_CUDA_ARCHITECTURES={cuda_architectures(listed)}"] if listed else []
-    )
+    if listed:
+        options.append(f"-DCMAKE_CUDA_ARCHITECTURES={cuda_architectures(listed)}")
+    return options
 
 
 def pybind11_headers(build: Path) -> Path:
@@ -152,8 +156,10 @@ def pybind11_headers(build: Path) -> Path:
     An isolated build unpacks its requirements anew each time; compiling against a copy keeps the
     second build from recompiling what did not change.
     """
-    import pybind11
-
+    try:
+        import pybind11
+    except ImportError:
+        stop("pybind11 was not found; `pip install pybind11`, or build with isolation")
     copy = build / f"pybind11-{importlib.metadata.version('pybind11')}"
     if not copy.is_dir():
         partial = build / f"{copy.name}.partial"
@@ -163,29 +169,43 @@ def pybind11_headers(build: Path) -> Path:
     return copy
 
 
+def forget_other_toolchain(build: Path, toolchain: str) -> None:
+    """Start the build folder anew where it was made by other compilers: CMake cannot switch."""
+    stamp = build / "toolchain.txt"
+    if build.is_dir() and not (stamp.is_file() and stamp.read_text() == toolchain):
+        shutil.rmtree(build)
+    build.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(toolchain)
+
+
 class CMakeBuild(build_ext):
     """Configures, builds and installs with CMake and ninja."""
 
     def run(self) -> None:
         in_place = self.inplace or getattr(self, "editable_mode", False)
         torch = find_torch()
-        version, cuda = torch_facts(torch)
+        version, torch_cuda = torch_facts(torch)
         tools = {name: shutil.which(name) for name in ("cmake", "ninja")}
         for name, path in tools.items():
             if path is None:
                 stop(f"{name} was not found; `pip install {name}`, or build with isolation")
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{platform.machine()}"
-        build.mkdir(parents=True, exist_ok=True)
+        compiler = find_compiler()
+        forget_other_toolchain(build, f"{os.environ.get('CXX') or compiler}\n{find_nvcc()}\n")
         destination = ROOT if in_place else Path(self.build_lib).resolve()
+        cuda = cuda_options(version, torch_cuda)
+        if "-DRISKERNELS_WITH_CUDA=OFF" in cuda:
+            # One from an earlier build would still be loaded.
+            (destination / "riskernels/lib/libriskernels_cuda.so").unlink(missing_ok=True)
         configure = [
             *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
             "-DCMAKE_BUILD_TYPE=Release",
             f"-DCMAKE_MAKE_PROGRAM={tools['ninja']}",
-            f"-DCMAKE_CXX_COMPILER={find_compiler()}",
+            *([] if os.environ.get("CXX") else [f"-DCMAKE_CXX_COMPILER={compiler}"]),
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DRISKERNELS_TORCH_DIR={torch}",
             f"-DRISKERNELS_PYBIND11_INCLUDE={pybind11_headers(build)}",
-            *cuda_options(version, cuda),
+            *cuda,
         ]
         jobs = os.environ.get("MAX_JOBS")
         for command in (

@@ -19,6 +19,7 @@ import ctypes
 import importlib
 import os
 import pkgutil
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ _references: dict[str, Callable[..., Any]] = {}
 _triton: dict[str, Callable[..., Any]] = {}
 _registrations: list[torch.library.Library] = []
 _warned: set[str] = set()
+_passing = threading.local()
 
 
 def check_torch_version() -> None:
@@ -197,8 +199,12 @@ class _Selection(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         op = func._schema.name.removeprefix("riskernels::")
-        if op == func._schema.name or op not in _references:
+        if op == func._schema.name or getattr(_passing, "through", False):
             return func(*args, **kwargs)
+        if op not in _references:
+            # Without an autograd key (inference mode) a composition arrives whole.
+            with self:
+                return func.decompose(*args, **kwargs)
         device_type = args[0].device.type
         if device_type == "meta":
             return func(*args, **kwargs)
@@ -213,7 +219,12 @@ class _Selection(TorchDispatchMode):
             )
         if op not in _status[self.backend].operators:
             raise RuntimeError(f"riskernels::{op}: backend {self.backend!r} does not serve it")
-        return func(*args, **kwargs)
+        # Selections further out must not choose again.
+        _passing.through = True
+        try:
+            return func(*args, **kwargs)
+        finally:
+            _passing.through = False
 
 
 @contextlib.contextmanager
@@ -232,9 +243,10 @@ def use_backend(name: str) -> Iterator[None]:
             that it does not serve.
 
     Example:
+        >>> import riskernels
         >>> a = torch.randn(1, 4, 4, dtype=torch.complex64)
-        >>> with use_backend("reference"):
-        ...     hermitian_nmse(a, a)
+        >>> with riskernels.use_backend("reference"):
+        ...     riskernels.hermitian_nmse(a, a)
         tensor([0.])
     """
     if name not in BACKENDS:

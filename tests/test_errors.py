@@ -32,12 +32,13 @@ TIKHONOV_CASES = [
     ({"codes": torch.zeros(2, 3, 7, dtype=C64)}, "sizes disagree"),
     ({"y": torch.zeros(2, 3, 4, dtype=F32)}, "y has dtype torch.float32, expected complex64 or"),
     ({"h": torch.zeros(2, 4, 6, dtype=torch.complex128)}, "h has dtype torch.complex128, expected"),
-    ({"codes": torch.zeros(2, 3, 6, dtype=torch.int64)}, "codes has dtype"),
+    ({"codes": torch.zeros(2, 3, 6, dtype=torch.int64)}, "codes has dtype torch.int64, expected"),
     ({"alpha": 0.0}, "alpha is 0.*, expected a finite number > 0"),
     ({"alpha": -1.0}, "alpha is -1.*, expected a finite number > 0"),
     ({"alpha": float("nan")}, "alpha is nan"),
     ({"alpha": float("inf")}, "alpha is inf"),
     ({"alpha": 1e-60}, "alpha is 1e-60"),
+    ({"alpha": 1e39}, r"alpha is 1e\+39"),
 ]
 
 
@@ -85,7 +86,7 @@ NMSE_CASES = [
         {"lam_diag": 0.0, "lam_off": 0.0},
         "lam_diag . lam_off is 0, expected at least one weight > 0",
     ),
-    ({"element_mask": torch.ones(4)}, "element_mask has dtype torch.float32, expected"),
+    ({"element_mask": torch.ones(4)}, "element_mask has dtype torch.float32, expected torch.bool"),
     ({"element_mask": torch.ones(5, dtype=torch.bool)}, r"element_mask has shape \[5\]"),
     ({"element_mask": torch.ones(3, 4, dtype=torch.bool)}, r"element_mask has shape \[3, 4\]"),
 ]

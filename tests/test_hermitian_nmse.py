@@ -173,6 +173,25 @@ def test_masked_elements_may_hold_anything(backend, poisoned):
         assert torch.equal(c.grad, d.grad)
 
 
+def test_nothing_off_the_diagonal_and_no_eps(backend):
+    """With one kept element and eps = 0 the off-diagonal part is 0/0; masked gradients stay 0."""
+    estimate, target = pair(1, 5, torch.complex64, backend.device)
+    mask = torch.tensor([False, False, True, False, False], device=backend.device)
+    leaf = estimate.requires_grad_()
+    riskernels.hermitian_nmse(leaf, target, eps=0.0, element_mask=mask).sum().backward()
+    kept = mask[:, None] & mask
+    assert torch.all(leaf.grad[0][~kept] == 0)
+
+
+def test_mask_changed_before_the_backward_is_noticed(backend):
+    estimate, target = pair(2, 5, torch.complex64, backend.device)
+    mask = torch.ones(5, dtype=torch.bool, device=backend.device)
+    value = riskernels.hermitian_nmse(estimate.requires_grad_(), target, element_mask=mask)
+    mask[2] = False
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.sum().backward()
+
+
 def test_non_finite_input_stays_in_its_scene(backend):
     estimate, target = pair(3, 31, torch.complex64, backend.device)
     estimate[1, 3, 4] = float("nan")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import riskernels
 from riskernels import library
@@ -114,6 +115,32 @@ print("ok")
         assert result.returncode != 0 and level != "portable"
         return
     assert result.stdout.split() == [level, "ok"], result.stdout + result.stderr
+
+
+def test_use_backend_nests_and_survives_inference_mode(monkeypatch):
+    calls = []
+    reference = library._references["hermitian_nmse_forward"]
+
+    def counting(*args, **kwargs):
+        calls.append(args)
+        return reference(*args, **kwargs)
+
+    monkeypatch.setitem(library._references, "hermitian_nmse_forward", counting)
+    a = torch.randn(2, 4, 4, dtype=torch.complex64)
+    with riskernels.use_backend("reference"):
+        riskernels.hermitian_nmse(a, a)
+        assert len(calls) == 1
+        with riskernels.use_backend("cpu"):
+            riskernels.hermitian_nmse(a, a)
+        assert len(calls) == 1, "the outer selection overruled the inner one"
+        riskernels.hermitian_nmse(a, a)
+        assert len(calls) == 2
+        with torch.inference_mode():
+            riskernels.hermitian_nmse(a, a)
+        assert len(calls) == 3
+    with riskernels.use_backend("cpu"), riskernels.use_backend("reference"):
+        riskernels.hermitian_nmse(a, a)
+    assert len(calls) == 4
 
 
 def test_unknown_instruction_set_is_refused():

@@ -183,6 +183,15 @@ def test_zero_channel_gives_zero(backend):
         assert torch.all(value[0] == 0) and torch.isfinite(value.abs()).all()
 
 
+def test_tiny_relative_loading_does_not_underflow(backend):
+    """alpha |Phi|^2 / N below the smallest float is not taken for a dead channel."""
+    inputs = ti.make(2, 5, 7, 31, torch.complex64, device=backend.device)
+    small = ti.Inputs(inputs.y * 1e-17, inputs.h * 1e-16, inputs.codes)
+    value = riskernels.tikhonov_snapshots(*small.tensors, 1e-7, relative=True)
+    expected = riskernels.tikhonov_snapshots(*inputs.tensors, 1e-7, relative=True)
+    assert_close(value * 10, expected, 1e-4)
+
+
 def test_rank_deficient_gram_stays_finite(backend):
     """In float32 S loses definiteness below alpha ~ eps |Phi|^2; the pivot floor keeps it whole."""
     inputs = ti.make(4, 5, 33, 7, torch.complex64, device=backend.device)

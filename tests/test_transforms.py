@@ -80,6 +80,18 @@ def test_vmap_nmse(mask_dim):
     assert_close(got, torch.stack(want), 1e-13)
 
 
+def test_vmap_over_the_last_dimension_of_a_mask():
+    g = torch.Generator().manual_seed(0)
+    estimate, target = (torch.randn(3, 6, 6, dtype=torch.complex128, generator=g) for _ in "ab")
+    mask = torch.rand(6, 4, generator=g) < 0.6
+
+    def call(m):
+        return riskernels.hermitian_nmse(estimate, target, element_mask=m)
+
+    want = torch.stack([call(mask[:, k]) for k in range(4)])
+    assert_close(torch.vmap(call, 1)(mask), want, 1e-13)
+
+
 def test_compile_once_for_every_batch(inputs):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

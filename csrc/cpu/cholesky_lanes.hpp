@@ -9,7 +9,7 @@
 
 namespace riskernels::RISKERNELS_ISA {
 
-// In place: S (lower, loading already on the diagonal) -> Cholesky factor.
+// In place: S (lower, the lanes' loadings already on the diagonal) -> Cholesky factor.
 //
 // No pivot lies below the loading in exact arithmetic. In floating point the Schur complement
 // carries noise of a few eps max(S_ii); where that exceeds the loading, dividing noise by the root
@@ -17,8 +17,9 @@ namespace riskernels::RISKERNELS_ISA {
 // therefore the larger of the two, 8 M times the noise unit, below which nothing is resolved
 // anyway. NaN pivots stay NaN.
 template <typename T>
-inline void cholesky_lanes(int64_t m, Planar<T> s, typename Simd<T>::V loading) {
+inline void cholesky_lanes(int64_t m, Planar<T> s, const T* loadings) {
   using S = Simd<T>;
+  const auto loading = S::load(loadings);
   auto largest = S::load(s.re);
   for (int64_t i = 1; i < m; ++i) {
     const auto entry = S::load(s.at(i, i).re);

@@ -131,15 +131,20 @@ RISKERNELS_INLINE void row_gradient(const T* estimate, const T* target, int64_t 
       e = L::blank(e, L::words(mask + k));
       t = L::blank(t, L::words(mask + k));
     }
-    const auto g = scales * e;
+    auto g = scales * e, r = ratios * t;
+    if constexpr (Masked) {
+      // Again: an infinite scale (nothing off the diagonal is kept, eps = 0) times 0 is NaN.
+      g = L::blank(g, L::words(mask + k));
+      r = L::blank(r, L::words(mask + k));
+    }
     if constexpr (Estimate) S::store(grad_estimate + k, g);
-    if constexpr (Target) S::store(grad_target + k, -(g + ratios * t));
+    if constexpr (Target) S::store(grad_target + k, -(g + r));
   }
   for (; k < length; ++k) {
     const bool keep = !Masked || mask[k] != 0;
-    const T t = keep ? target[k] : T(0), e = keep ? estimate[k] - target[k] : T(0);
-    if constexpr (Estimate) grad_estimate[k] = scale * e;
-    if constexpr (Target) grad_target[k] = -(scale * e + ratio * t);
+    const T g = keep ? scale * (estimate[k] - target[k]) : T(0);
+    if constexpr (Estimate) grad_estimate[k] = g;
+    if constexpr (Target) grad_target[k] = -(g + (keep ? ratio * target[k] : T(0)));
   }
 }
 

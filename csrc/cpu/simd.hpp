@@ -32,6 +32,7 @@ struct Simd {
   using Int = typename IntegerOf<T>::type;
   static constexpr int W = RISKERNELS_VECTOR_BYTES / sizeof(T);
   static constexpr T kEpsilon = sizeof(T) == 4 ? T(0x1p-23) : T(0x1p-52);
+  static constexpr T kSmallest = sizeof(T) == 4 ? T(0x1p-126) : T(0x1p-1022);  // normal
   typedef T V __attribute__((vector_size(RISKERNELS_VECTOR_BYTES)));
   typedef Int I __attribute__((vector_size(RISKERNELS_VECTOR_BYTES)));
   typedef T Unaligned

@@ -63,8 +63,18 @@ inline const char* dtype_text(ScalarType type) {
       return "torch.float64";
     case ScalarType::Bool:
       return "torch.bool";
+    case ScalarType::Byte:
+      return "torch.uint8";
+    case ScalarType::Char:
+      return "torch.int8";
+    case ScalarType::Short:
+      return "torch.int16";
+    case ScalarType::Int:
+      return "torch.int32";
+    case ScalarType::Long:
+      return "torch.int64";
     default:
-      return "an integer or quantised dtype";
+      return "another dtype";
   }
 }
 

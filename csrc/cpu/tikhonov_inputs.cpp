@@ -30,10 +30,11 @@ void check_tikhonov(const char* op, const Tensor& y, const Tensor& h, const Tens
          shape_text(codes), ", expected y [B, L, M], h [B, M, N] or [B, L, M, N], codes [B, L, N]");
   if (l < 1 || m < 1 || n < 1)
     fail(op, "L, M and N must be at least 1, got L=", l, ", M=", m, ", N=", n);
-  const double smallest = y.scalar_type() == ScalarType::ComplexFloat
-                              ? std::numeric_limits<float>::min()
-                              : std::numeric_limits<double>::min();
-  const bool positive = alpha >= smallest && std::isfinite(alpha);
+  const bool single = y.scalar_type() == ScalarType::ComplexFloat;
+  using Float = std::numeric_limits<float>;
+  using Double = std::numeric_limits<double>;
+  const bool positive = alpha >= (single ? Float::min() : Double::min()) &&
+                        alpha <= (single ? Float::max() : Double::max());
   if (!positive)
     fail(op, "alpha is ", alpha, ", expected a finite number > 0 (in units of |Phi|^2)");
 }

@@ -211,7 +211,7 @@ class TikhonovScene {
       gram_of_snapshot(0, 0);
       load_diagonal(0);
       spread_lane_zero();
-      cholesky_lanes<T>(m, factor_, S::splat(loading[0]));
+      cholesky_lanes<T>(m, factor_, loading);
       return;
     }
     if (p.h_per_snapshot) {
@@ -224,8 +224,7 @@ class TikhonovScene {
     }
     for (int64_t l = 0; l < snapshots; ++l) load_diagonal(l);
     for (int64_t l = snapshots; l < l_pad; ++l) load_identity(l);
-    for (int64_t g = 0; g < l_pad; g += W)
-      cholesky_lanes<T>(m, factor_.at_lane(g), S::load(loading + g));
+    for (int64_t g = 0; g < l_pad; g += W) cholesky_lanes<T>(m, factor_.at_lane(g), loading + g);
   }
 
   // Lower triangle of H diag(weights_l) H^H into one lane of the factor.
@@ -273,9 +272,10 @@ class TikhonovScene {
     if (p.relative) {
       T trace = 0;
       for (int64_t i = 0; i < m; ++i) trace += *lane.at(i, i).re;
-      value = value * trace / static_cast<T>(n);
-      // A zero loading means Phi = 0, where the estimate is 0 whatever S is.
-      if (value == T(0)) value = T(1);
+      value = value * (trace / static_cast<T>(n));
+      // Where Phi = 0 the estimate is 0 whatever S is. Elsewhere the product may underflow.
+      if (trace == T(0)) value = T(1);
+      if (value < S::kSmallest) value = S::kSmallest;
     }
     loading[l] = value;
     for (int64_t i = 0; i < m; ++i) *lane.at(i, i).re += value;

@@ -56,9 +56,9 @@ def check_tikhonov(op: str, y: Tensor, h: Tensor, codes: Tensor, alpha: float) -
         )
     if snapshots < 1 or m < 1 or n < 1:
         _fail(op, f"L, M and N must be at least 1, got L={snapshots}, M={m}, N={n}")
-    smallest = torch.finfo(y.dtype.to_real()).smallest_normal
-    if not (math.isfinite(alpha) and alpha >= smallest):
-        _fail(op, f"alpha is {alpha}, expected a finite number > 0 (in units of |Phi|^2)")
+    limits = torch.finfo(y.dtype.to_real())
+    if not limits.smallest_normal <= alpha <= limits.max:
+        _fail(op, f"alpha is {alpha:g}, expected a finite number > 0 (in units of |Phi|^2)")
 
 
 def check_grad(op: str, grad: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
@@ -88,14 +88,14 @@ def check_nmse(
         _fail(op, "N must be at least 1, got N=0")
     for name, value in (("lam_diag", lam_diag), ("lam_off", lam_off), ("eps", eps)):
         if not (math.isfinite(value) and value >= 0):
-            _fail(op, f"{name} is {value}, expected a finite number >= 0")
+            _fail(op, f"{name} is {value:g}, expected a finite number >= 0")
     if lam_diag + lam_off <= 0:
         _fail(op, "lam_diag + lam_off is 0, expected at least one weight > 0")
     if element_mask is None:
         return
     b, n = estimate.shape[:2]
     if element_mask.dtype != torch.bool:
-        _fail(op, f"element_mask has dtype {element_mask.dtype}, expected bool")
+        _fail(op, f"element_mask has dtype {element_mask.dtype}, expected torch.bool")
     if tuple(element_mask.shape) not in ((n,), (b, n)):
         _fail(op, f"element_mask has shape {_shape(element_mask)}, expected [{n}] or [{b}, {n}]")
     if element_mask.device != estimate.device:

@@ -128,20 +128,20 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    estimate, target, ctx.element_mask, *ctx.weights = inputs
+    estimate, target, element_mask, *ctx.weights = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(estimate, target, output[1])
+    ctx.save_for_backward(estimate, target, output[1], element_mask)
 
 
 def _backward(ctx: Any, grad: Tensor, _grad_sums: Tensor | None) -> tuple[Tensor | None, ...]:
-    estimate, target, sums = ctx.saved_tensors
+    estimate, target, sums, element_mask = ctx.saved_tensors
     need_estimate, need_target = ctx.needs_input_grad[:2]
     grad_estimate, grad_target = torch.ops.riskernels.hermitian_nmse_backward(
         grad,
         estimate,
         target,
         sums,
-        ctx.element_mask,
+        element_mask,
         *ctx.weights,
         need_estimate=need_estimate,
         need_target=need_target,
@@ -160,7 +160,7 @@ def _fold_mask(size: int, b: int, mask: Tensor | None, dim: int | None) -> Tenso
     if mask is None or (dim is None and mask.dim() == 1):
         return mask
     mapped = mask.unsqueeze(0) if dim is None else mask.movedim(dim, 0)
-    n = mask.shape[-1]
+    n = mapped.shape[-1]
     if mapped.dim() == 2:
         mapped = mapped.unsqueeze(1)
     return mapped.expand(size, b, n).reshape(size * b, n)
@@ -217,7 +217,8 @@ def hermitian_nmse(
         \lambda_o \frac{\sum_{i \ne j} |E_{ij}|^2}{\sum_{i \ne j} |T_{ij}|^2 + \epsilon}
         \right), \qquad E = \mathrm{estimate} - T
 
-    It is 0 where ``estimate`` equals ``target`` and 1 (up to eps) where ``estimate`` is 0.
+    It is 0 where ``estimate`` equals ``target``, and 1 (up to eps) where ``estimate`` is 0 and both
+    parts of the target hold energy.
 
     Args:
         estimate: [B, N, N], complex64 or complex128. Every entry counts: the matrix need not be
@@ -233,8 +234,9 @@ def hermitian_nmse(
         [B] real, float32 for complex64 and float64 for complex128.
 
     Gradients reach both matrices (PyTorch's convention, dL/dRe + i dL/dIm). Forward and backward
-    each read the inputs once. Any strides, stride-0 batches and conjugated views are read in
-    place. The result is bitwise the same on every run. Non-finite input stays in its scene.
+    each read the inputs once. Any strides and stride-0 batches are read in place; conjugated views
+    are resolved by a copy. The result is bitwise the same on every run. Non-finite input stays in
+    its scene.
 
     Cost: memory-bound, 16 B N^2 bytes read in complex64 forward, and 8 B N^2 more written for
     each gradient backward.

@@ -127,8 +127,9 @@ def tikhonov_covariance(
     recomputed from the inputs: no N x N intermediate is kept. See :func:`tikhonov_snapshots` for
     a differentiable alpha.
 
-    Any strides, stride-0 batches and conjugated views are read in place. The result is bitwise
-    the same on every run. Non-finite input stays in its scene.
+    Any strides and stride-0 batches are read in place; conjugated views are resolved by a copy. The
+    result is bitwise the same on every run. Non-finite input stays in its scene. torch.compile
+    specialises on the value of alpha: one that changes belongs into that scaling.
 
     Cost per scene, with ``|c_ln|`` independent of l and one H: 2 M^2 N + 4 L M N + 4 L M^2 +
     2 L N^2 real multiply-adds and, in complex64, 8 N^2 bytes written; otherwise the first term is

@@ -188,8 +188,9 @@ def tikhonov_snapshots(
     alpha, pass ``y / s`` and ``h / s`` with ``alpha=1.0`` for s = sqrt(alpha): the estimate is
     the same and differentiable in s.
 
-    Any strides, stride-0 batches and conjugated views are read in place. The result is bitwise
-    the same on every run. Non-finite input stays in its scene.
+    Any strides and stride-0 batches are read in place; conjugated views are resolved by a copy. The
+    result is bitwise the same on every run. Non-finite input stays in its scene. torch.compile
+    specialises on the value of alpha: one that changes belongs into the scaling above.
 
     Cost per scene, with ``|c_ln|`` independent of l and one H: 2 M^2 N + 4 L M N + 4 L M^2 real
     multiply-adds; otherwise the first term is paid for each snapshot.

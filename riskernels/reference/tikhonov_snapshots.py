@@ -90,9 +90,10 @@ def solve(y: Tensor, h: Tensor, codes: Tensor, alpha: float, relative: bool) -> 
     phi = per_snapshot(h) * codes.unsqueeze(-2)
     loading = torch.full(y.shape[:2], alpha, dtype=y.real.dtype, device=y.device)
     if relative:
-        loading = loading * phi.abs().square().sum((-2, -1)) / phi.shape[-1]
-        # A zero loading means Phi = 0, where the estimate is 0 whatever S is.
-        loading = torch.where(loading == 0, torch.ones_like(loading), loading)
+        energy = phi.abs().square().sum((-2, -1)) / phi.shape[-1]
+        # Where Phi = 0 the estimate is 0 whatever S is. Elsewhere the product may underflow.
+        smallest = torch.finfo(loading.dtype).smallest_normal
+        loading = torch.where(energy == 0, 1.0, (loading * energy).clamp_min(smallest))
     s = phi @ adjoint(phi)
     s.diagonal(dim1=-2, dim2=-1).add_(loading.unsqueeze(-1))
     factor = cholesky_with_floor(s, loading)
