@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +17,14 @@ import torch
 from ris_pytorch_pipeline import commands
 from ris_pytorch_pipeline.cli import main
 from ris_pytorch_pipeline.configs import (
+    ConfigError,
     CovarianceConfig,
     ExperimentConfig,
     SimulationConfig,
     SystemConfig,
     load_config,
     save_config,
+    to_dict,
 )
 from ris_pytorch_pipeline.shards import ShardDataset
 from ris_pytorch_pipeline.simulate import Simulator
@@ -177,8 +181,12 @@ def test_existing_shards_are_imported(tmp_path: Path, capsys: pytest.CaptureFixt
         (["simulate", "--out", "{}/x", "--seed", "-1"], "seed is -1"),
         (["train", "--system.n_hh", "4"], "--system.n_hh"),
         (["train", "--system.n_h", "four"], "--system.n_h"),
-        (["train", "--system.n_h", "0"], "n_h must be at least 1"),
-        (["train", "--covariance.alpha", "0"], "alpha must be finite and > 0"),
+        (["train", "--system.n_h", "0"], "n_h is 0, expected at least 1"),
+        (["train", "--covariance.alpha", "0"], "alpha is 0.0, expected more than 0"),
+        (["train", "--train.epochs", "0"], "epochs is 0, expected at least 1"),
+        (["train", "--train.seed", "1e23"], "--train.seed"),
+        (["train", "--train.seed", "1" + 23 * "0"], "seed is 100000000000000000000000"),
+        (["train", "--train.lr_head", "nan"], "lr_head is nan, expected a finite number"),
         (["train", "--config", "{}/none.json"], "none.json: no such configuration"),
         (["train", "--config", "{}/unknown.json"], "unknown key 'bta'"),
         (["train", "--config", "{}/wrong.json"], "covariance.beta: got 'high', expected float"),
@@ -188,12 +196,21 @@ def test_existing_shards_are_imported(tmp_path: Path, capsys: pytest.CaptureFixt
         (["train", "--from_hpo", "a", "--config", "b"], "not both"),
         (["train", "--data.shards", "{}/none", "--out", "{}/o"], "none/manifest.json"),
         (["train", "--train.device", "tpu9", "--out", "{}/o"], "'tpu9'"),
-        (["hpo", "--n_trials", "0"], "n_trials must be at least 1"),
+        (["hpo", "--n_trials", "0"], "n_trials is 0, expected at least 1"),
         (["hpo", "--space", "huge"], "huge"),
-        (["hpo", "--train_samples", "0", "--out", "{}/o"], "train_samples"),
+        (["hpo", "--train_samples", "0", "--out", "{}/o"], "train_samples is 0"),
+        (["hpo", "--batch_size", "0", "--out", "{}/o"], "batch_size is 0, expected at least 1"),
+        (["hpo", "--device", "cuda:99", "--out", "{}/o"], "--device: 'cuda:99' is not there"),
+        (["simulate", "--device", "cuda:99", "--out", "{}/o"], "--device: 'cuda:99' is not there"),
+        (["simulate", "--device", "gpu", "--out", "{}/o"], "--device: got 'gpu'"),
+        (["train", "--train.device", "cuda:99", "--out", "{}/o"], "train.device: 'cuda:99'"),
         (["hpo", "--shards", "{}/none", "--out", "{}/o"], "none/manifest.json"),
         (["hpo", "--storage", "nonsense", "--out", "{}/o"], "storage cannot be opened"),
         (["localize", "--checkpoint", "{}/none", "--shards", "{}"], "none: no such checkpoint"),
+        (
+            ["localize", "--checkpoint", "c", "--shards", "s", "--json", "{}/none/p.json"],
+            "none/p.json: its folder does not exist",
+        ),
         (["import-shards", "{}/none.npz", "--out", "{}/o"], "none.npz: no such file"),
         (["checklist", "--checkpoint", "{}/none"], "none: no such checkpoint"),
     ],
@@ -206,6 +223,72 @@ def test_an_error_is_one_line(
     (tmp_path / "broken.json").write_text('{"covariance": ')
     line = error_of(capsys, [arg.replace("{}", str(tmp_path)) for arg in args])
     assert expected in line
+    assert not (tmp_path / "o" / "study.db").exists()
+
+
+def test_a_number_that_is_not_finite_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, count = tmp_path / "config.json", 0
+    for section, part in to_dict(ExperimentConfig()).items():
+        for name, default in part.items():
+            if not isinstance(default, float) and name != "target_trace":
+                continue
+            count += 1
+            for text in ("NaN", "Infinity", "-Infinity"):
+                file.write_text(f'{{"{section}": {{"{name}": {text}}}}}')
+                with pytest.raises(ConfigError, match=rf"\b{name} is -?(nan|inf), expected"):
+                    load_config(ExperimentConfig, file)
+    assert count > 30
+    file.write_text(f'{{"train": {{"lr_head": 1{400 * "0"}}}}}')
+    assert "train.lr_head" in error_of(capsys, ["train", "--config", str(file)])
+    file.write_text('{"train": {"seed": 1e23}}')
+    assert "train.seed: got 1e+23" in error_of(capsys, ["train", "--config", str(file)])
+
+
+def test_altered_shards_are_refused_before_any_work(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = tmp_path / "s"
+    main(["simulate", "--out", str(shards), "--samples", "8", *SYSTEM])
+    victim = next(shards.glob("*.y.npy"))
+    content = bytearray(victim.read_bytes())
+    content[-4] ^= 1  # the least significant bit of the last number
+    victim.write_bytes(content)
+    out = tmp_path / "o"
+    train = ["train", "--data.shards", str(shards), "--out", str(out), *TRAIN]
+    hpo = ["hpo", "--shards", str(shards), "--out", str(out), "--val_samples", "2"]
+    localize = ["localize", "--checkpoint", str(work / "run" / "best"), "--shards", str(shards)]
+    for command in (train, hpo, localize):
+        line = error_of(capsys, command)
+        assert victim.name in line and "altered" in line
+        assert not out.exists()
+    assert main([*localize, "--limit", "1", "--no_verify"]) == 0
+
+
+def test_training_without_a_finite_validation_loss_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ris_pytorch_pipeline.train.validate", lambda *args: {"total": math.nan})
+    line = error_of(capsys, ["train", "--out", str(tmp_path / "run"), *TRAIN], status=1)
+    assert "no validation loss was finite" in line
+
+
+def test_an_error_is_the_same_line_in_an_ascii_locale(tmp_path: Path) -> None:
+    def shown(**environment: str) -> str:
+        result = subprocess.run(
+            [sys.executable, "-m", "ris_pytorch_pipeline", "train", "--train.epochs", "many"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        assert result.returncode == 2 and not result.stdout
+        return result.stderr
+
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    line = shown(PYTHONUTF8="1")
+    assert line.count("\n") == 1 and "--train.epochs" in line and "many" in line
+    assert shown(PYTHONIOENCODING="ascii", **ascii_only) == line
 
 
 def test_a_damaged_shard_is_named(

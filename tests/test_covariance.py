@@ -169,3 +169,14 @@ def test_hermitize_and_trace():
     assert torch.equal(hermitian, hermitian.mH)
     expected = torch.einsum("bii->b", matrix).real
     torch.testing.assert_close(covariance_trace(hermitian), expected)
+
+
+def test_no_gradient_reaches_the_snapshots_of_the_factored_blend():
+    factor = random_factor().requires_grad_()
+    snapshots = random_factor(columns=SYSTEM.snapshots, seed=1).mT.detach().requires_grad_()
+    config = CovarianceConfig(loading=0.1, shrinkage=0.2)
+    combined, rho = blend_factor(factor, snapshots, config)
+    weights = torch.rand(combined.shape, dtype=torch.float64)
+    value = (weights * combined.abs().square()).sum() + rho.sum()
+    to_factor, to_snapshots = torch.autograd.grad(value, (factor, snapshots), allow_unused=True)
+    assert to_factor.abs().max() > 0 and to_snapshots is None

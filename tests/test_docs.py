@@ -77,6 +77,7 @@ def test_every_configuration_key_is_in_the_tables(generate: ModuleType) -> None:
     for key, value in expected.items():
         shown = eval(written[key], {"math": math})
         assert shown == value, key
+    assert not re.findall(r"^\| `([\w.]+)` .*\|\s*\|$", text, re.MULTILINE), "keys without meaning"
     sections = [spec.name for spec in dataclasses.fields(ExperimentConfig)]
     assert re.findall("^## (.+)", text, re.MULTILINE) == sections
     assert CovarianceConfig.__doc__ is not None and CovarianceConfig.__doc__ in text

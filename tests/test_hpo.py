@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,10 @@ from ris_pytorch_pipeline.configs import (
 )
 from ris_pytorch_pipeline.data import open_scenes
 from ris_pytorch_pipeline.hpo import HpoError, HpoOptions, base_config, load_best, run
-from ris_pytorch_pipeline.locking import FolderLock
 from ris_pytorch_pipeline.loss import TERMS, LocalizationLoss
-from ris_pytorch_pipeline.search_space import SPACES, apply_parameters, starting_point
+from ris_pytorch_pipeline.search_space import SPACES, Range, apply_parameters, starting_point
 from ris_pytorch_pipeline.shards import write_shards
-from ris_pytorch_pipeline.study import MAX_INTERRUPTIONS, SharedStudy
+from ris_pytorch_pipeline.study import MAX_INTERRUPTIONS
 from ris_pytorch_pipeline.train import validate
 
 TINY = SystemConfig(n_h=4, n_v=4, antennas=4, snapshots=4, max_sources=2)
@@ -246,72 +246,30 @@ def test_an_interrupted_trial_is_queued_again(
     assert stopped.params == again.params
 
 
-def shared(folder: Path, **changes: Any) -> SharedStudy:
-    values: dict[str, Any] = {
-        "storage": f"sqlite:///{folder}/study.db",
-        "shared_storage": False,
-        "settings": {"a": {"b": 1}},
-        "first": {"x": 0.25},
-        "seed": 0,
-    }
-    folder.mkdir(exist_ok=True)
-    return SharedStudy("s", folder / "s", **{**values, **changes})
+def test_the_base_trial_survives_an_interruption_before_it_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
 
-
-def test_only_trials_without_a_living_process_are_recovered(tmp_path: Path) -> None:
-    study = shared(tmp_path)
     for count in range(1, MAX_INTERRUPTIONS + 1):
-        asked = study.ask(1)
-        assert asked is not None
-        trial, lock = asked
-        assert trial.suggest_float("x", 0.0, 1.0) == 0.25
-        assert study.ask(1) is None
-        other = shared(tmp_path)
-        assert other.recover() == []
-        # What the kernel does when the process dies.
-        lock.release()
-        assert other.recover() == [trial.number]
-        waiting = [t for t in other.study.trials if t.state == STATES.WAITING]
-        assert len(waiting) == (count < MAX_INTERRUPTIONS)
-    assert [t.state for t in study.study.trials] == [STATES.FAIL] * MAX_INTERRUPTIONS
-
-    remote = shared(tmp_path, shared_storage=True)
-    remote.study.ask()
-    assert remote.recover() == []
-    assert len(shared(tmp_path).recover()) == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(Range, "suggest", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                run(options(tmp_path / "given_up"))
+        shown = capsys.readouterr().out
+        assert ("queued again" in shown) == (count < MAX_INTERRUPTIONS)
+        assert ("not tried again" in shown) == (count == MAX_INTERRUPTIONS)
+        if count == 1:
+            shutil.copytree(tmp_path / "given_up", tmp_path / "continued")
+    chosen = options(tmp_path / "continued")
+    assert run(chosen) == 0
+    stopped, again = trials(tmp_path / "continued")
+    assert (stopped.state, again.state) == (STATES.FAIL, STATES.COMPLETE)
+    assert again.params == starting_point(SPACES["narrow"], base_config(chosen))
 
 
-def test_workers_draw_different_points_and_a_run_does_not_change_them(tmp_path: Path) -> None:
-    def draw(study: SharedStudy) -> float:
-        asked = study.ask(10)
-        assert asked is not None
-        return asked[0].suggest_float("x", 0.0, 1.0)
-
-    one, other = shared(tmp_path / "a"), shared(tmp_path / "a")
-    points = [draw(one), draw(other), draw(one), draw(other)]
-    assert points[0] == 0.25 and len(set(points)) == 4
-    alone = shared(tmp_path / "b")
-    assert [draw(alone) for _ in points] == points
-    assert draw(shared(tmp_path / "c", seed=1)) == 0.25
-    assert draw(shared(tmp_path / "c", seed=1)) not in points
-
-
-def test_lock_is_exclusive_and_ends_with_its_holder(tmp_path: Path) -> None:
-    assert not FolderLock.is_held(tmp_path)
-    with FolderLock(tmp_path):
-        assert FolderLock.is_held(tmp_path)
-    assert not FolderLock.is_held(tmp_path)
-
-
-def test_storages_and_settings_are_checked(tmp_path: Path) -> None:
-    shared(tmp_path)
-    with pytest.raises(ConfigError, match=r"a\.b 1 -> 2"):
-        shared(tmp_path, settings={"a": {"b": 2}})
-    with pytest.raises(ConfigError, match="storage cannot be opened"):
-        shared(tmp_path, storage="nonsense://x")
-    (tmp_path / "bad.db").write_bytes(b"not a database, whatever its name says")
-    with pytest.raises(ConfigError, match="storage cannot be opened"):
-        shared(tmp_path, storage=f"sqlite:///{tmp_path}/bad.db")
+def test_options_are_checked(tmp_path: Path) -> None:
     for changes in ({"n_trials": 0}, {"epochs_per_trial": 0}, {"space": "huge"}):
         with pytest.raises(ConfigError):
             options(tmp_path, **changes)

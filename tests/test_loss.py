@@ -13,6 +13,7 @@ from ris_pytorch_pipeline.assignment import assign_slots
 from ris_pytorch_pipeline.configs import (
     ConfigError,
     CovarianceConfig,
+    ExperimentConfig,
     LossConfig,
     ModelConfig,
     SimulationConfig,
@@ -183,6 +184,38 @@ def test_a_perfect_prediction_costs_nothing(scenes):
     for name in ("nmse_pred", "angle", "range_log", "existence"):
         assert terms[name] < 1e-9, name
     assert terms["nmse_blend"] > 1e-3
+
+
+def test_sources_at_equal_angles_are_told_apart_by_range(scenes):
+    scenes = dataclasses.replace(
+        scenes,
+        phi=torch.full_like(scenes.phi, 0.3),
+        theta=torch.full_like(scenes.theta, -0.1),
+        r=torch.tensor([1.0, 2.5, 6.0]).expand(len(scenes), -1),
+        num_sources=torch.full_like(scenes.num_sources, 2),
+    )
+    terms = LocalizationLoss(SYSTEM, LossConfig(), COVARIANCE)(perfect(scenes), scenes)
+    for name in ("angle", "range_log", "existence"):
+        assert terms[name] < 1e-9, name
+
+
+def test_the_default_margin_acts_on_a_vanishing_column():
+    config = ExperimentConfig()
+    simulation = dataclasses.replace(config.simulation, min_sources=config.system.max_sources)
+    scenes = Simulator(config.system, simulation, seed=4, split="test").batch(4)
+    torch.manual_seed(0)
+    net = LocalizationNet(config.system, config.model, config.covariance)
+    loss = LocalizationLoss(config.system, config.loss, config.covariance)
+    assert loss(infer(net, scenes), scenes)["margin"] == 0
+    vanishing = torch.tensor([0.0, 0.0, 0.0, 0.0, -6.0])[:, None]
+    net.power.register_forward_hook(lambda module, inputs, logits: logits + vanishing)
+    before = loss(infer(net, scenes), scenes)["margin"]
+    assert before > 0
+    (gradient,) = torch.autograd.grad(before, net.power.weight)
+    assert torch.isfinite(gradient).all() and gradient.norm() > 1e-4
+    with torch.no_grad():
+        net.power.weight -= 0.5 * gradient / gradient.norm()
+        assert loss(infer(net, scenes), scenes)["margin"] < before
 
 
 def test_slots_have_no_order(scenes, inference):

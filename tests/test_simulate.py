@@ -122,16 +122,16 @@ def test_snr_is_drawn_over_its_range():
     assert snr.min() < -2.5 and snr.max() > 6.5
 
 
-@pytest.mark.parametrize("kappa", [0.0, 3.0, math.inf])
+@pytest.mark.parametrize("kappa", [0.0, 3.0, 1e30])
 def test_rician_channel_moments(kappa):
     h = simulate(256, rician_kappa=kappa).h.abs().square() * SYSTEM.elements
     assert h.mean() == pytest.approx(1, abs=0.01)
-    fourth = 1.0 if math.isinf(kappa) else (2 + 4 * kappa + kappa**2) / (1 + kappa) ** 2
+    fourth = (2 + 4 * kappa + kappa**2) / (1 + kappa) ** 2
     assert h.square().mean() == pytest.approx(fourth, rel=0.02)
 
 
 def test_line_of_sight_is_one_path_of_the_two_arrays():
-    h = simulate(16, rician_kappa=math.inf).h.to(torch.complex128)
+    h = simulate(16, rician_kappa=1e30).h.to(torch.complex128)
     singular = torch.linalg.svdvals(h)
     assert bool((singular[:, 1] < 1e-6 * singular[:, 0]).all())
     station = h[:, 1:, 0] / h[:, :-1, 0]

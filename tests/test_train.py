@@ -115,6 +115,21 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path):
     assert len(longer.history) == 4
 
 
+def test_first_and_last_losses_of_a_short_run_share_no_step(tmp_path, monkeypatch):
+    losses, real = [], _Trainer.train_step
+
+    def spy(trainer, batches):
+        report, terms = real(trainer, batches)
+        losses.append(report.loss)
+        return report, terms
+
+    monkeypatch.setattr(_Trainer, "train_step", spy)
+    result = fit(experiment(epochs=1, log_every=10), tmp_path, quiet=True)
+    assert len(losses) == 4
+    assert result.first_train_loss == pytest.approx(sum(losses[:2]) / 2)
+    assert result.last_train_loss == pytest.approx(sum(losses[2:]) / 2)
+
+
 def test_resume_refuses_another_experiment(tmp_path):
     fit(experiment(epochs=1), tmp_path, quiet=True)
     with pytest.raises(ConfigError, match=r"train\.lr_head: 0\.002 -> 0\.5"):

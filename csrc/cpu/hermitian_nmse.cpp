@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "kernels.hpp"
+#include "outputs.hpp"
 #include "tensor_checks.hpp"
 
 namespace riskernels {
@@ -68,8 +69,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& estimate, const Tensor& target,
   check_nmse("hermitian_nmse", estimate, target, mask, lam_diag, lam_off, eps);
   const auto real = real_of(estimate.scalar_type());
   const int64_t scenes = estimate.size(0);
-  Tensor nmse = torch::stable::new_empty(estimate, {scenes}, real);
-  Tensor sums = torch::stable::new_empty(estimate, {scenes, 4}, real);
+  Tensor nmse = new_output(estimate, {scenes}, real);
+  Tensor sums = new_output(estimate, {scenes, 4}, real);
   const auto run = [&]<typename T>(T) {
     const auto problem = nmse_problem<T>(estimate, target, mask, lam_diag, lam_off, eps);
     T* const nmse_data = mutable_real_pointer<T>(nmse);
@@ -99,7 +100,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& estimate,
   check_shape(op, "sums", sums, {scenes, 4});
   const Tensor packed_sums = torch::stable::contiguous(sums);
   const auto empty_like = [](const Tensor& tensor, bool needed) {
-    return torch::stable::new_empty(tensor, needed ? shape(tensor) : std::vector<int64_t>{0});
+    return new_output(tensor, needed ? shape(tensor) : std::vector<int64_t>{0});
   };
   Tensor grad_estimate = empty_like(estimate, need_estimate);
   Tensor grad_target = empty_like(target, need_target);

@@ -60,16 +60,20 @@ RISKERNELS_INLINE void multiply_block(int64_t depth, Planar<const T> a, Planar<c
                                       typename Simd<T>::V (&re)[R], typename Simd<T>::V (&im)[R]) {
   using S = Simd<T>;
   for (int64_t k = 0; k < depth; ++k) {
-    const auto b_re = S::load(b.re + k * b.row), b_im = S::load(b.im + k * b.row);
+    const auto b_re = S::load(b.re), b_im = S::load(b.im);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const auto a_re = S::splat(a.re[r * a.row + k * a.column]);
-      const auto a_im = S::splat(a.im[r * a.row + k * a.column]);
+      const auto a_re = S::splat(a.re[r * a.row]);
+      const auto a_im = S::splat(a.im[r * a.row]);
       re[r] += a_re * b_re;
       im[r] += a_im * b_re;
       re[r] += a_im * b_im;
       im[r] -= a_re * b_im;
     }
+    a.re += a.column;
+    a.im += a.column;
+    b.re += b.row;
+    b.im += b.row;
   }
 }
 

@@ -14,7 +14,7 @@ Tensor covariance(const Tensor& y, const Tensor& h, const Tensor& codes, double 
                   bool relative, bool center) {
   check_tikhonov("tikhonov_covariance", y, h, codes, alpha);
   const int64_t n = codes.size(2);
-  Tensor out = torch::stable::new_empty(y, {y.size(0), n, n});
+  Tensor out = new_output(y, {y.size(0), n, n});
   const auto run = [&]<typename T>(T) {
     const auto problem = tikhonov_problem<T>(y, h, codes, alpha, relative, center);
     T* const data = mutable_real_pointer<T>(out);

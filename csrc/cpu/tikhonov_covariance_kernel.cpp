@@ -118,6 +118,14 @@ void make_tile(const TikhonovScene<T>& scene, int64_t i0, int64_t j0, int64_t ro
   }
 }
 
+// Asks for the cache lines of a block of the output, so that they arrive while it is computed.
+template <typename T>
+RISKERNELS_INLINE void prefetch_block(const T* out, int64_t rows, int64_t columns, int64_t n) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t k = 0; k < 2 * columns; k += kLine) __builtin_prefetch(out + 2 * r * n + k, 1, 3);
+}
+
 // Overwrites the estimates by their multiples with 1 / sqrt(L).
 template <typename T>
 void outer_products(const TikhonovScene<T>& scene, T* tile, T* out) {
@@ -128,10 +136,14 @@ void outer_products(const TikhonovScene<T>& scene, T* tile, T* out) {
     const int64_t rows = n - i0 < kTile ? n - i0 : kTile;
     for (int64_t j0 = i0; j0 < n; j0 += kTile) {
       const int64_t columns = n - j0 < kTile ? n - j0 : kTile;
+      T* const direct = out + 2 * (i0 * n + j0);
+      T* const mirror = out + 2 * (j0 * n + i0);
+      prefetch_block(direct, rows, columns, n);
+      if (i0 != j0) prefetch_block(mirror, columns, rows, n);
       make_tile(scene, i0, j0, rows, tile);
       for (int64_t r = 0; r < rows; ++r)
-        copy_row(tile + 2 * r * kTile, columns, out + 2 * ((i0 + r) * n + j0));
-      if (i0 != j0) write_mirror(tile, 2 * kTile, rows, columns, out + 2 * (j0 * n + i0), 2 * n);
+        copy_row(tile + 2 * r * kTile, columns, direct + 2 * r * n);
+      if (i0 != j0) write_mirror(tile, 2 * kTile, rows, columns, mirror, 2 * n);
     }
   }
 }

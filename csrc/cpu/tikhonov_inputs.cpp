@@ -8,7 +8,7 @@ namespace {
 
 Tensor contiguous_like(const Tensor& tensor, bool needed) {
   const std::vector<int64_t> sizes = needed ? shape(tensor) : std::vector<int64_t>{0};
-  return torch::stable::new_empty(tensor, sizes);
+  return new_output(tensor, sizes);
 }
 
 }  // namespace

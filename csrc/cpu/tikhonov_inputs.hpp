@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../common/tikhonov_problem.hpp"
+#include "outputs.hpp"
 #include "tensor_checks.hpp"
 
 namespace riskernels {

@@ -13,7 +13,7 @@ namespace {
 Tensor snapshots(const Tensor& y, const Tensor& h, const Tensor& codes, double alpha,
                  bool relative) {
   check_tikhonov("tikhonov_snapshots", y, h, codes, alpha);
-  Tensor out = torch::stable::new_empty(y, {y.size(0), y.size(1), codes.size(2)});
+  Tensor out = new_output(y, {y.size(0), y.size(1), codes.size(2)});
   const auto run = [&]<typename T>(T) {
     const auto problem = tikhonov_problem<T>(y, h, codes, alpha, relative, false);
     T* const data = mutable_real_pointer<T>(out);

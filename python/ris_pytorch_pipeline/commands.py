@@ -79,7 +79,7 @@ class Simulate:
             shard_size=self.shard_size,
             seed=self.seed,
             split=self.split,
-            device=resolve_device(self.device),
+            device=resolve_device(self.device, "--device"),
             overwrite=self.overwrite,
             progress=_count_progress("scenes"),
         )
@@ -251,7 +251,7 @@ class Localize:
         expect = None
         if self.config_file is not None:
             expect = load_config(ExperimentConfig, self.config_file).covariance
-        device = resolve_device(self.device)
+        device = resolve_device(self.device, "--device")
         checkpoint = load_checkpoint(
             self.checkpoint, device=device, expect=expect, allow_mismatch=self.allow_mismatch
         )

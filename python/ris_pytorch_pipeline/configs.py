@@ -9,30 +9,41 @@ its own values when it is made, so a wrong value is refused before any work star
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import types
-import typing
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Literal
 
-ConfigT = TypeVar("ConfigT")
+from .config_io import (
+    ConfigError,
+    ConfigT,
+    from_dict,
+    load_config,
+    require,
+    require_counts,
+    require_finite,
+    require_not_negative,
+    require_positive,
+    require_range,
+    save_config,
+    to_dict,
+)
 
-
-class ConfigError(ValueError):
-    """A configuration value or key that cannot be used; the message says which and why."""
-
-
-def _require(condition: bool, owner: object, message: str) -> None:
-    if not condition:
-        raise ConfigError(f"{type(owner).__name__}: {message}")
-
-
-def _require_finite(owner: object) -> None:
-    for name, value in vars(owner).items():
-        finite = not isinstance(value, float) or math.isfinite(value)
-        _require(finite, owner, f"{name} must be finite, got {value}")
+__all__ = [
+    "ConfigError",
+    "ConfigT",
+    "CovarianceConfig",
+    "DataConfig",
+    "ExperimentConfig",
+    "LossConfig",
+    "ModelConfig",
+    "SimulationConfig",
+    "SystemConfig",
+    "TrainConfig",
+    "from_dict",
+    "load_config",
+    "save_config",
+    "to_dict",
+]
 
 
 @dataclass(frozen=True)
@@ -65,13 +76,13 @@ class SystemConfig:
     """Scale each steering entry by r / R_n (spherical spreading)."""
 
     def __post_init__(self) -> None:
-        _require_finite(self)
-        for name in ("n_h", "n_v", "antennas", "snapshots", "max_sources"):
-            _require(getattr(self, name) >= 1, self, f"{name} must be at least 1")
-        _require(min(self.wavelength, self.spacing) > 0, self, "wavelength, spacing must be > 0")
-        _require(0 < self.phi_max < math.pi / 2, self, "phi_max must lie in (0, pi/2)")
-        _require(0 < self.theta_max < math.pi / 2, self, "theta_max must lie in (0, pi/2)")
-        _require(0 < self.r_min < self.r_max, self, "0 < r_min < r_max is required")
+        require_finite(self)
+        require_counts(self, "n_h n_v antennas snapshots max_sources")
+        require_positive(self, "wavelength spacing r_min")
+        angle = "above 0 and below pi/2"
+        require_range(self, "phi_max theta_max", lambda x: 0 < x < math.pi / 2, angle)
+        r_min, r_max = self.r_min, self.r_max
+        require(r_min < r_max, self, f"r_max is {r_max}, expected more than r_min {r_min}")
 
     @property
     def elements(self) -> int:
@@ -86,12 +97,16 @@ class SimulationConfig:
     min_sources: int = 1
     """Fewest sources in a scene (the most is ``SystemConfig.max_sources``)."""
     snr_db_min: float = -5.0
+    """Lowest signal-to-noise ratio at the base station; a scene's is drawn uniformly in dB."""
     snr_db_max: float = 20.0
-    """Signal-to-noise ratio at the base station, drawn uniformly per scene."""
+    """Highest signal-to-noise ratio at the base station."""
     min_separation: float = 0.5
     """Smallest distance between two sources of a scene, in metres."""
     rician_kappa: float = 3.0
-    """Power ratio of the line-of-sight to the scattered part of the RIS-to-base-station channel."""
+    """Power ratio of the line-of-sight to the scattered part of the RIS-to-base-station channel.
+
+    A large value (1e30) leaves the line of sight alone.
+    """
     codes: Literal["dft", "random", "hadamard"] = "random"
     """Phase code book of the surface."""
     phase_bits: int = 3
@@ -106,17 +121,15 @@ class SimulationConfig:
     """Probability that an element of the surface is dead (amplitude 0) in a scene."""
 
     def __post_init__(self) -> None:
-        _require_finite(self)
-        _require(self.min_sources >= 1, self, "min_sources must be at least 1")
-        _require(self.snr_db_min <= self.snr_db_max, self, "snr_db_min must be <= snr_db_max")
-        _require(self.min_separation >= 0, self, "min_separation must be >= 0")
-        _require(self.rician_kappa >= 0, self, "rician_kappa must be >= 0")
-        _require(self.codes in ("dft", "random", "hadamard"), self, f"unknown codes {self.codes!r}")
-        _require(self.symbols in ("independent", "static"), self, f"unknown symbols {self.symbols}")
-        _require(0 <= self.phase_bits <= 16, self, "phase_bits must lie in [0, 16]")
-        _require(self.amplitude_jitter >= 0, self, "amplitude_jitter must be >= 0")
-        _require(self.phase_error >= 0, self, "phase_error must be >= 0")
-        _require(0 <= self.element_dropout < 1, self, "element_dropout must lie in [0, 1)")
+        require_finite(self)
+        require_counts(self, "min_sources")
+        low, high = self.snr_db_min, self.snr_db_max
+        require(low <= high, self, f"snr_db_max is {high}, expected at least snr_db_min {low}")
+        require_not_negative(self, "min_separation rician_kappa amplitude_jitter phase_error")
+        require(self.codes in ("dft", "random", "hadamard"), self, f"unknown codes {self.codes!r}")
+        require(self.symbols in ("independent", "static"), self, f"unknown symbols {self.symbols}")
+        require_range(self, "phase_bits", lambda x: 0 <= x <= 16, "0 to 16")
+        require_range(self, "element_dropout", lambda x: 0 <= x < 1, "at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -139,13 +152,12 @@ class CovarianceConfig:
     """Trace of the blended covariance; the number of elements when left out."""
 
     def __post_init__(self) -> None:
-        _require(math.isfinite(self.alpha) and self.alpha > 0, self, "alpha must be finite and > 0")
-        _require_finite(self)
-        _require(0 <= self.beta <= 1, self, "beta must lie in [0, 1]")
-        _require(self.loading >= 0, self, "loading must be >= 0")
-        _require(0 <= self.shrinkage <= 1, self, "shrinkage must lie in [0, 1]")
-        trace = self.target_trace
-        _require(trace is None or trace > 0, self, "target_trace must be > 0")
+        require_finite(self)
+        require_positive(self, "alpha")
+        require_range(self, "beta shrinkage", lambda x: 0 <= x <= 1, "0 to 1")
+        require_not_negative(self, "loading")
+        if self.target_trace is not None:
+            require_positive(self, "target_trace")
 
 
 @dataclass(frozen=True)
@@ -161,14 +173,18 @@ class ModelConfig:
     width: int = 128
     """Width of the transformer over snapshots."""
     heads: int = 4
+    """Attention heads of every transformer layer; they divide ``width``."""
     layers: int = 2
+    """Transformer layers over the snapshots, and as many over the slots."""
     dropout: float = 0.0
+    """Probability of dropping an activation in the transformer layers."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "conv_blocks", "map_ranges", "width", "heads", "layers"):
-            _require(getattr(self, name) >= 1, self, f"{name} must be at least 1")
-        _require(self.width % self.heads == 0, self, "width must be a multiple of heads")
-        _require(0 <= self.dropout < 1, self, "dropout must lie in [0, 1)")
+        require_finite(self)
+        require_counts(self, "channels conv_blocks map_ranges width heads layers")
+        multiple = self.width % self.heads == 0
+        require(multiple, self, f"width is {self.width}, expected a multiple of heads {self.heads}")
+        require_range(self, "dropout", lambda x: 0 <= x < 1, "at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -192,23 +208,27 @@ class LossConfig:
     existence: float = 0.5
     """Binary cross-entropy of slot existence."""
     lam_diag: float = 0.2
+    """Weight of the diagonal part of the NMSE."""
     lam_off: float = 0.8
-    """Weights of the diagonal and off-diagonal parts of the NMSE."""
+    """Weight of the off-diagonal part of the NMSE."""
     eigengap_ratio: float = 0.5
     """The eigengap hinge is zero when lambda_{K+1} <= eigengap_ratio * lambda_K."""
     margin_floor: float = 0.02
-    """The margin hinge is zero when each of the K leading eigenvalues holds this trace fraction."""
+    """The margin hinge is zero when each of the K leading eigenvalues holds this trace fraction.
+
+    A tenth of an equal split over five slots: simulated scenes lie above it all but always, so
+    the hinge acts on collapsing columns and leaves the powers of sources to the other terms.
+    """
     ridge: float = 1e-4
     """Ridge of the K x K solves in the subspace term."""
 
     def __post_init__(self) -> None:
-        for spec in dataclasses.fields(self):
-            value = getattr(self, spec.name)
-            _require(math.isfinite(value) and value >= 0, self, f"{spec.name} must be >= 0")
-        _require(self.lam_diag + self.lam_off > 0, self, "lam_diag + lam_off must be > 0")
+        require_finite(self)
+        require_not_negative(self, " ".join(spec.name for spec in dataclasses.fields(self)))
+        require(self.lam_diag + self.lam_off > 0, self, "lam_diag and lam_off are both 0")
         terms = (self.nmse_blend, self.nmse_pred, self.subspace, self.eigengap, self.margin)
         positions = (self.angle, self.range_log, self.existence)
-        _require(sum(terms + positions) > 0, self, "at least one term needs a weight > 0")
+        require(sum(terms + positions) > 0, self, "at least one term needs a weight > 0")
 
 
 @dataclass(frozen=True)
@@ -223,8 +243,7 @@ class DataConfig:
     """Scenes in the fixed validation set."""
 
     def __post_init__(self) -> None:
-        _require(self.train_samples >= 1, self, "train_samples must be at least 1")
-        _require(self.val_samples >= 1, self, "val_samples must be at least 1")
+        require_counts(self, "train_samples val_samples")
 
 
 @dataclass(frozen=True)
@@ -232,15 +251,21 @@ class TrainConfig:
     """The optimisation."""
 
     epochs: int = 10
+    """Passes over the training data; simulated scenes are fresh in each."""
     batch_size: int = 64
+    """Scenes per batch."""
     accumulate: int = 1
     """Batches whose gradients are averaged into one step; an epoch's last group may be short."""
     lr_backbone: float = 1e-3
+    """Peak learning rate of the encoders and transformers."""
     lr_head: float = 2e-3
+    """Peak learning rate of the output heads."""
     weight_decay: float = 1e-4
+    """Decoupled weight decay of AdamW on weight matrices."""
     warmup_steps: int = 25
     """Linear warm-up, followed by a cosine to ``lr_final`` times the peak."""
     lr_final: float = 0.02
+    """Learning rate at the last step, as a fraction of the peak."""
     clip_norm: float = 1.0
     """Gradient-norm bound per parameter group."""
     ema_decay: float = 0.999
@@ -252,23 +277,20 @@ class TrainConfig:
     patience: int = 10
     """Epochs without a better validation loss before the training stops."""
     seed: int = 0
+    """Seed of the initial weights, the simulated scenes and the order of stored ones."""
     device: str = "auto"
     """``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
     log_every: int = 10
     """Steps between two lines of metrics."""
 
     def __post_init__(self) -> None:
-        _require_finite(self)
-        for name in ("epochs", "batch_size", "accumulate", "patience", "log_every"):
-            _require(getattr(self, name) >= 1, self, f"{name} must be at least 1")
-        _require(self.lr_backbone > 0 and self.lr_head > 0, self, "learning rates must be > 0")
-        _require(self.weight_decay >= 0, self, "weight_decay must be >= 0")
-        _require(self.warmup_steps >= 0, self, "warmup_steps must be >= 0")
-        _require(0 <= self.lr_final <= 1, self, "lr_final must lie in [0, 1]")
-        _require(self.clip_norm > 0, self, "clip_norm must be > 0")
-        _require(0 <= self.ema_decay < 1, self, "ema_decay must lie in [0, 1)")
-        _require(0 <= self.swa_start <= 1, self, "swa_start must lie in [0, 1]")
-        _require(0 <= self.seed < 2**63, self, f"seed must lie in [0, 2^63), got {self.seed}")
+        require_finite(self)
+        require_counts(self, "epochs batch_size accumulate patience log_every")
+        require_positive(self, "lr_backbone lr_head clip_norm")
+        require_not_negative(self, "weight_decay warmup_steps")
+        require_range(self, "lr_final swa_start", lambda x: 0 <= x <= 1, "0 to 1")
+        require_range(self, "ema_decay", lambda x: 0 <= x < 1, "at least 0 and below 1")
+        require_range(self, "seed", lambda x: 0 <= x < 2**63, "at least 0 and below 2^63")
 
 
 @dataclass(frozen=True)
@@ -285,66 +307,8 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         least, most = self.simulation.min_sources, self.system.max_sources
-        _require(least <= most, self, "simulation.min_sources exceeds system.max_sources")
-        _require(most <= self.system.elements, self, "system.max_sources exceeds n_h * n_v")
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain dictionary of a configuration."""
-    return dataclasses.asdict(config)
-
-
-def _coerce(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, where)
-    origin = typing.get_origin(hint)
-    if origin in (Union, types.UnionType):
-        options = typing.get_args(hint)
-        if value is None and type(None) in options:
-            return None
-        return _coerce(next(o for o in options if o is not type(None)), value, where)
-    if origin is Literal:
-        if value not in typing.get_args(hint):
-            raise ConfigError(f"{where}: got {value!r}, expected one of {typing.get_args(hint)}")
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{where}: got {value!r}, expected {hint.__name__}")
-    return value
-
-
-def from_dict(cls: type[ConfigT], data: Any, where: str = "config") -> ConfigT:
-    """Build ``cls`` from a nested dictionary; unknown keys and wrong types are refused by name.
-
-    >>> from_dict(CovarianceConfig, {"beta": 0.5}).beta
-    0.5
-    """
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where}: got {type(data).__name__}, expected a mapping")
-    hints = typing.get_type_hints(cls)
-    names = {spec.name for spec in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - names)
-    if unknown:
-        raise ConfigError(
-            f"{where}: unknown key{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}; "
-            f"known keys: {', '.join(sorted(names))}"
+        require(
+            least <= most, self, f"simulation.min_sources {least} exceeds system.max_sources {most}"
         )
-    return cls(**{k: _coerce(hints[k], v, f"{where}.{k}") for k, v in data.items()})
-
-
-def save_config(config: Any, path: str | Path) -> None:
-    """Write ``config`` as indented JSON."""
-    Path(path).write_text(json.dumps(to_dict(config), indent=2) + "\n")
-
-
-def load_config(cls: type[ConfigT], path: str | Path) -> ConfigT:
-    """Read a configuration written by :func:`save_config`."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such configuration file")
-    try:
-        data = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from None
-    return from_dict(cls, data, str(path))
+        count = self.system.elements
+        require(most <= count, self, f"system.max_sources {most} exceeds n_h * n_v = {count}")

@@ -21,18 +21,16 @@ HOLD_OUT_SEED = 20240607
 """Fixes which scenes of a shard folder are held out, whatever the seed of a run."""
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device that ``TrainConfig.device`` names; refused if it is not there."""
+def resolve_device(name: str, option: str = "train.device") -> torch.device:
+    """The device called ``name``, the value of ``option``; refused if it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(
-            f"train.device: got {name!r}, expected auto, cpu, cuda or cuda:N"
-        ) from None
+        raise ConfigError(f"{option}: got {name!r}, expected auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"train.device: {name!r} is not there; use cpu or auto")
+        raise ConfigError(f"{option}: {name!r} is not there; use cpu or auto")
     return device
 
 

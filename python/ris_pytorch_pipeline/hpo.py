@@ -12,7 +12,8 @@ first trial is the base configuration itself, moved into the search space where 
 
 Running a command again continues its study until ``n_trials`` trials are finished. A trial holds a
 lock on its folder for as long as its process lives; one that is marked as running but whose lock
-is free was interrupted: it is marked failed and its parameters are put back in the queue.
+is free was interrupted: it is marked failed and its parameters are put back in the queue, unless
+they were interrupted too often or none were drawn yet.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from .train import TrainResult
 
 FORMAT = 1
+QUEUED = ("its parameters are not tried again", "its parameters are queued again")
+"""What became of an interrupted trial, by whether it was queued."""
 OBJECTIVE = "validation loss of the kept checkpoint under the base configuration's loss weights"
 
 
@@ -89,9 +92,9 @@ class HpoOptions:
     """Everything that neither an option above nor the search decides."""
 
     def __post_init__(self) -> None:
-        for name in ("n_trials", "epochs_per_trial", "train_samples", "batch_size"):
+        for name in ("n_trials", "epochs_per_trial", "train_samples", "val_samples", "batch_size"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"hpo: {name} must be at least 1, got {getattr(self, name)}")
+                raise ConfigError(f"hpo: {name} is {getattr(self, name)}, expected at least 1")
         if self.space not in SPACES:
             raise ConfigError(f"hpo: unknown space {self.space!r}, expected one of {list(SPACES)}")
 
@@ -161,19 +164,18 @@ class _Search:
 
         self.options, self.base = options, base_config(options)
         self.space = SPACES[options.space]
-        self.device = resolve_device(options.device)
+        self.device = resolve_device(options.device, "--device")
         # The search changes nothing that the data depends on; bad data is refused before a study
         # is made.
         self.validation = open_scenes(self.base, self.device).validation
         self.weights = {f"val_{name}": getattr(self.base.loss, name) for name in TERMS}
         settings: dict[str, Any] = {"space": options.space, "config": to_dict(self.base)}
         del settings["config"]["train"]["device"]
-        database = (Path(options.out) / "study.db").absolute()
         self.where = "its storage" if options.storage else f"{options.out}/study.db"
         self.shared = SharedStudy(
             options.name,
             options.folder,
-            storage=options.storage or f"sqlite:///{database}",
+            storage=options.storage or Path(options.out) / "study.db",
             shared_storage=options.storage is not None,
             settings=settings,
             first=starting_point(self.space, self.base),
@@ -186,8 +188,8 @@ class _Search:
     def run(self) -> None:
         """Run trials until the study has all of them; says what it finds and does."""
         shared, wanted = self.shared, self.options.n_trials
-        for number in shared.recover():
-            print(f"trial {number} was interrupted: marked failed, its parameters are queued again")
+        for number, queued in shared.recover().items():
+            print(f"trial {number} was interrupted: marked failed, {QUEUED[queued]}")
         done = shared.finished()
         if done:
             print(f"study {shared.name!r} has {done} finished trials, resuming ({self.where})")
@@ -209,8 +211,8 @@ class _Search:
                 try:
                     self._run_trial(trial)
                 except KeyboardInterrupt:
-                    shared.interrupt(trial)
-                    print(f"trial {trial.number} interrupted: its parameters are queued again")
+                    queued = shared.interrupt(trial)
+                    print(f"trial {trial.number} interrupted: {QUEUED[queued]}")
                     raise
             self._save_best()
 

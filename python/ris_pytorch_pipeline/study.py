@@ -10,6 +10,8 @@ left alone.
 from __future__ import annotations
 
 import json
+import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,15 @@ if TYPE_CHECKING:
 
 MAX_INTERRUPTIONS = 3
 """Parameters whose trials were interrupted this often are given up."""
-SETTINGS, INTERRUPTIONS = "settings", "interruptions"
+SETTINGS, INTERRUPTIONS, QUEUED = "settings", "interruptions", "queued"
+
+
+def _sqlite(path: Path) -> optuna.storages.RDBStorage:
+    """Storage in the SQLite file ``path``, whatever its name: a URL would end at a ``?`` in it."""
+    import optuna
+
+    connect = partial(sqlite3.connect, path.absolute(), check_same_thread=False)
+    return optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[str]:
@@ -38,7 +48,7 @@ class SharedStudy:
     Args:
         name: of the study.
         folder: where its trials' folders lie.
-        storage: Optuna storage URL.
+        storage: Optuna storage URL, or the path of a SQLite file.
         shared_storage: whether workers without access to ``folder`` may use the storage.
         settings: what all trials have in common; a study made with others is refused, because its
             values could not be compared.
@@ -54,7 +64,7 @@ class SharedStudy:
         name: str,
         folder: Path,
         *,
-        storage: str,
+        storage: str | Path,
         shared_storage: bool,
         settings: dict[str, Any],
         first: dict[str, Any],
@@ -71,7 +81,7 @@ class SharedStudy:
             try:
                 self.study: optuna.Study = optuna.create_study(
                     study_name=name,
-                    storage=storage,
+                    storage=storage if isinstance(storage, str) else _sqlite(storage),
                     direction="minimize",
                     pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
                     load_if_exists=True,
@@ -86,7 +96,7 @@ class SharedStudy:
                 ) from error
             self._check_settings(settings)
             if not trials:
-                self.study.enqueue_trial(first)
+                self._enqueue(first, 0)
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         saved = self.study.user_attrs.get(SETTINGS)
@@ -122,23 +132,32 @@ class SharedStudy:
             return not FolderLock.is_held(folder)
         return not self._shared_storage
 
-    def recover(self) -> list[int]:
-        """Fail every interrupted trial, requeue its parameters; returns the trials' numbers."""
+    def recover(self) -> dict[int, bool]:
+        """Fail every interrupted trial; returns their numbers and whether each was requeued."""
         with FolderLock(self.folder):
             stale = [t for t in self._trials(self._states.RUNNING) if self._interrupted(t.number)]
-            for trial in stale:
-                self._requeue(trial.number, trial.params, trial.user_attrs)
-        return [trial.number for trial in stale]
+            return {t.number: self._requeue(t.number, t.params, t.user_attrs) for t in stale}
 
-    def interrupt(self, trial: Trial) -> None:
-        """Fail a trial that is being interrupted and put its parameters back in the queue."""
-        self._requeue(trial.number, trial.params, trial.user_attrs)
+    def interrupt(self, trial: Trial) -> bool:
+        """Fail a trial that is being interrupted; returns whether it was requeued."""
+        return self._requeue(trial.number, trial.params, trial.user_attrs)
 
-    def _requeue(self, number: int, params: dict[str, Any], attrs: dict[str, Any]) -> None:
+    def _requeue(self, number: int, params: dict[str, Any], attrs: dict[str, Any]) -> bool:
+        """Fail a trial and put its parameters, if it has any, back in the queue.
+
+        They are those drawn so far and, for a trial out of the queue, those it was queued with.
+        """
         self.study.tell(number, state=self._states.FAIL)
+        params = attrs.get(QUEUED, {}) | params
         count = int(attrs.get(INTERRUPTIONS, 0)) + 1
-        if params and count < MAX_INTERRUPTIONS:
-            self.study.enqueue_trial(params, user_attrs={INTERRUPTIONS: count})
+        queued = bool(params) and count < MAX_INTERRUPTIONS
+        if queued:
+            self._enqueue(params, count)
+        return queued
+
+    def _enqueue(self, params: dict[str, Any], interruptions: int) -> None:
+        attrs = {INTERRUPTIONS: interruptions, QUEUED: params}
+        self.study.enqueue_trial(params, user_attrs=attrs)
 
     def ask(self, total: int) -> tuple[Trial, FolderLock] | None:
         """The next trial and the held lock of its new folder, or None.

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// Allocation of outputs.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace riskernels {
+
+// A contiguous uninitialised tensor. Large ones ask for huge pages, as NumPy's do: where the memory
+// is fresh from the kernel, faulting it in by 4 KiB pages costs more than the whole computation.
+inline torch::stable::Tensor new_output(const torch::stable::Tensor& like,
+                                        const std::vector<int64_t>& sizes,
+                                        std::optional<torch::headeronly::ScalarType> dtype = {}) {
+  auto tensor = torch::stable::new_empty(like, sizes, dtype);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t kPage = 4096, kLarge = std::uintptr_t{1} << 22;
+  const auto bytes = static_cast<std::uintptr_t>(tensor.numel()) * tensor.element_size();
+  if (bytes >= kLarge) {
+    const auto begin = reinterpret_cast<std::uintptr_t>(tensor.data_ptr());
+    const auto first = (begin + kPage - 1) / kPage * kPage;
+    const auto last = (begin + bytes) / kPage * kPage;
+    // Advice: where the kernel does not take it, nothing is lost.
+    (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  }
+#endif
+  return tensor;
+}
+
+}  // namespace riskernels
