@@ -35,6 +35,10 @@ def python(
     """Run code in a new interpreter that finds riskernels in ``path`` (default: this one)."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("RISKERNELS_")}
     folder = path or PACKAGE.parent
+    if path is not None:
+        # An editable install would lend its compiled modules to the copy.
+        keep = "[f for f in sys.meta_path if 'Editable' not in str(f)]"
+        code = f"import sys; sys.meta_path[:] = {keep}\n{code}"
     env["PYTHONPATH"] = str(folder)
     return subprocess.run(
         [sys.executable, "-c", code],
