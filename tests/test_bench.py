@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -198,3 +200,12 @@ def test_the_memory_measurement_sees_temporaries():
 
     beyond = memory.peak_beyond_outputs(lambda: torch.ones(8), call)
     assert 58 * 2**20 < beyond < 68 * 2**20
+
+
+def test_the_table_of_the_readme_is_the_committed_run():
+    root = Path(__file__).parent.parent
+    text = (root / "README.md").read_text()
+    match = re.search(r"<!-- table of (\S+): begin -->\n(.*?)\n<!-- end -->", text, re.DOTALL)
+    assert match is not None
+    drawn = table.markdown(json.loads((root / match[1]).read_text()))
+    assert match[2].strip() == drawn.strip()
