@@ -99,11 +99,11 @@ def _load_native(name: str) -> None:
     status = _status[name]
     path = LIBRARY_FOLDER / f"libriskernels_{name}.so"
     status.path = str(path)
-    if not path.is_file():
-        status.reason = "the library was not built; run `pip install -e .`"
-        return
     if name == "cuda" and torch.version.cuda is None:
         status.reason = f"torch {torch.__version__} is a build without CUDA"
+        return
+    if not path.is_file():
+        status.reason = "the library was not built; run `pip install -e .`"
         return
     try:
         torch.ops.load_library(str(path))

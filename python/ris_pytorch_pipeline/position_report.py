@@ -126,6 +126,7 @@ def check_system(checkpoint: Checkpoint, system: SystemConfig, name: str | Path)
 
 
 HEADER = (
+    f"{'':>21} | {'estimate (degrees, metres)':<36} | {'truth (degrees, metres)':<27} |\n"
     f"{'scene':>6} {'SNR dB':>7} {'source':>6} | {'azimuth':>8} {'elevation':>9} {'range m':>8} "
     f"{'level dB':>8} | {'azimuth':>8} {'elevation':>9} {'range m':>8} | {'error m':>8}"
 )
