@@ -110,8 +110,9 @@ def test_localize_prints_a_table_and_json(
     file = tmp_path / "positions.json"
     assert main([*command, "--limit", "3", "--json", str(file), "--known_sources"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].split()[:2] == ["scene", "SNR"] and shown[-1].startswith("3 scenes")
-    assert {line.split()[0] for line in shown[1:-1]} == {"0", "1", "2"}
+    assert "estimate" in shown[0] and "truth" in shown[0]
+    assert shown[1].split()[:2] == ["scene", "SNR"] and shown[-1].startswith("3 scenes")
+    assert {line.split()[0] for line in shown[2:-1]} == {"0", "1", "2"}
     assert [s["index"] for s in json.loads(file.read_text())["scenes"]] == [0, 1, 2]
     assert main([*command, "--index", "7", "5", "--json", "-", "--num-sources", "2"]) == 0
     report = json.loads(capsys.readouterr().out)
