@@ -172,6 +172,17 @@ def test_forward_mode_raises(inputs):
             riskernels.hermitian_nmse(covariance, covariance)
 
 
+def test_forward_over_reverse_raises(inputs):
+    """A tangent that meets a backward operator is not dropped either."""
+    grad = torch.randn(3, 31, 31, dtype=torch.complex128)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(grad, torch.ones_like(grad))
+        with pytest.raises(RuntimeError, match="forward-mode derivatives are not available"):
+            torch.ops.riskernels.tikhonov_covariance_backward(
+                dual, *inputs.tensors, 1e-3, relative=False, center=False
+            )
+
+
 def test_second_derivatives_raise(inputs):
     leaves = inputs.leaves()
     (grad,) = torch.autograd.grad(nmse_of(*leaves.tensors), leaves.codes, create_graph=True)

@@ -82,7 +82,7 @@ class _ReverseModeOnly:
 
 
 def register_autograd(
-    op: str, backward: Callable[..., Any], setup_context: Callable[..., None]
+    op: str, backward: Callable[..., Any], setup_context: Callable[..., None] | None = None
 ) -> None:
     """Reverse-mode rule; forward-mode AD raises."""
     torch.library.register_autograd(
@@ -99,7 +99,7 @@ def refuse_autograd(op: str) -> None:
             "detach the first-order gradient or call backward without create_graph=True"
         )
 
-    torch.library.register_autograd(op, backward, lib=_LIBRARY)
+    register_autograd(op, backward)
 
 
 def register_vmap(op: str, rule: Callable[..., Any]) -> None:
