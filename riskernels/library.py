@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import importlib.util
 import os
 import pkgutil
 import threading
@@ -117,21 +118,32 @@ def _load_native(name: str) -> None:
         raise ImportError(simd_level())
 
 
+def _triton_kernel(module: str, op: str) -> Callable[..., Any]:
+    """The operator's function in a Triton module, which the first call imports."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module(module), op)(*args, **kwargs)
+
+    return run
+
+
 def _load_triton() -> None:
+    # Importing triton and its kernels takes half a second or more, and a process that runs on the
+    # CPU or on the CUDA library never needs them. So nothing is imported before the first call.
     status = _status["triton"]
-    try:
-        importlib.import_module("triton")
-    except ImportError as error:
-        status.reason = str(error)
+    if torch.version.cuda is None and os.environ.get("TRITON_INTERPRET", "0") != "1":
+        status.reason = f"torch {torch.__version__} is a build without CUDA"
+        return
+    if importlib.util.find_spec("triton") is None:
+        status.reason = "No module named 'triton'"
         return
     package = importlib.import_module("riskernels.triton_kernels")
-    for found in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{found.name}")
-        served = {op: getattr(module, op) for op in operators() if hasattr(module, op)}
-        _triton.update(served)
-    if not _triton:
-        status.reason = "this version has no Triton kernels"
-        return
+    modules = [found.name for found in pkgutil.iter_modules(package.__path__)]
+    for op in operators():
+        for name in modules:
+            # Modules of an operator bear its stem; those of helpers begin with an underscore.
+            if op.startswith(name):
+                _triton[op] = _triton_kernel(f"{package.__name__}.{name}", op)
     status.operators = tuple(sorted(_triton))
     status.available, status.reason = True, ""
     missing = [op for op in _triton if not has_kernel(op, "CUDA")]
