@@ -19,6 +19,7 @@ from riskernels.reference import tikhonov_covariance as covariance_reference
 from riskernels.reference import tikhonov_snapshots as snapshots_reference
 from riskernels.testing import assert_close, compare, tolerance
 
+pytestmark = pytest.mark.check("cuda-executor")
 DTYPES = [torch.complex64, torch.complex128]
 OPERATORS = ["tikhonov_covariance", "tikhonov_snapshots"]
 OPTIONS = [dict(relative=r, center=c) for r, c in itertools.product((False, True), repeat=2)]
@@ -281,6 +282,14 @@ def test_singular_channels(relative, m, operator):
     grad = torch.ones_like(value)
     gradients = operators.tikhonov_backward(operator, grad, inputs.tensors, *options)
     assert all(torch.isfinite(g.abs()).all() for g in gradients)
+
+
+@pytest.mark.parametrize("m", [32, 40])
+@pytest.mark.parametrize("per_snapshot", [False, True])
+def test_noise_above_the_pivot_floor_does_not_grow(per_snapshot, m):
+    inputs = ti.make(12, 4, m, 7, torch.complex64, per_snapshot=per_snapshot, seed=3)
+    value = operators.tikhonov_forward("tikhonov_snapshots", inputs.tensors, 1e-8)
+    assert_close(value, ti.snapshots_oracle(inputs.oracle(), 1e-8), 200.0, "estimates")
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

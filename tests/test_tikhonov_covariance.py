@@ -82,6 +82,27 @@ def test_default_shape_accuracy(backend, modulus):
         assert compare(actual[b], expected[b]).relative < 2e-6
 
 
+def test_noise_above_the_pivot_floor_does_not_grow(backend):
+    """M > N and alpha far below the rounding of |Phi|^2: indefinite Schur complements."""
+    inputs = ti.make(
+        *(48, 4, 32, 7, torch.complex64), per_snapshot=True, device=backend.device, seed=3
+    )
+    estimates = riskernels.tikhonov_snapshots(*inputs.tensors, 1e-8)
+    expected = ti.snapshots_oracle(inputs.oracle(), 1e-8)
+    # What is unresolved may be wrong by c eps |Phi|^2 / alpha; growth would be by powers of that.
+    assert_close(estimates, expected, 200.0, "estimates")
+
+
+def test_codes_of_unit_modulus_up_to_their_rounding_share_a_factorisation(backend):
+    """Phases through float32 leave a few ulp of modulus; the value must not depend on the path."""
+    inputs = ti.make(8, 16, 16, 144, torch.complex64, device=backend.device)
+    ulp = 1 + 3 * torch.finfo(torch.float32).eps * torch.randn(8, 16, 144)
+    codes = (inputs.codes.cpu() * ulp).to(inputs.codes)
+    value = riskernels.tikhonov_covariance(inputs.y, inputs.h, codes)
+    expected = ti.covariance_oracle(ti.Inputs(inputs.y, inputs.h, codes).oracle(), ALPHA)
+    assert compare(value, expected).relative < 2e-6
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("per_snapshot", [False, True])
 def test_gradcheck(backend, per_snapshot, options):

@@ -15,7 +15,9 @@ namespace riskernels::RISKERNELS_ISA {
 // carries noise of a few eps max(S_ii); where that exceeds the loading, dividing noise by the root
 // of a smaller pivot would let it grow from column to column until it overflows. The floor is
 // therefore the larger of the two, 8 M times the noise unit, below which nothing is resolved
-// anyway. NaN pivots stay NaN.
+// anyway. Where the loading is below the noise, a pivot also takes what keeps the Schur complement
+// C positive semidefinite, max_i |C_ij|^2 / C_ii: noise beyond the floor would else be squared at
+// every column. NaN pivots stay NaN.
 template <typename T>
 inline void cholesky_lanes(int64_t m, Planar<T> s, const T* loadings) {
   using S = Simd<T>;
@@ -27,6 +29,14 @@ inline void cholesky_lanes(int64_t m, Planar<T> s, const T* loadings) {
   }
   const auto noise = largest * S::splat(T(8) * static_cast<T>(m) * S::kEpsilon);
   const auto floor = noise > loading ? noise : loading;
+  const auto noisy = noise > loading;
+  bool any_noisy = false;
+  for (int w = 0; w < S::W; ++w) any_noisy |= noisy[w] != 0;
+  // The diagonal of the Schur complement, in the imaginary parts that a Hermitian diagonal lacks.
+  for (int64_t i = 0; any_noisy && i < m; ++i) {
+    const auto entry = s.at(i, i);
+    S::store(entry.im, S::load(entry.re));
+  }
   // Left-looking: column j first takes the products of all columns before it, held in registers.
   for (int64_t j = 0; j < m; ++j) {
     const auto pivot_row = s.at(j, 0);
@@ -63,6 +73,23 @@ inline void cholesky_lanes(int64_t m, Planar<T> s, const T* loadings) {
     const auto column = s.at(0, j);
     auto pivot = S::load(column.re + j * s.row);
     pivot = pivot < floor ? floor : pivot;
+    if (any_noisy) {
+      const auto square = [&](int64_t i) {
+        const auto re = S::load(column.re + i * s.row), im = S::load(column.im + i * s.row);
+        return re * re + im * im;
+      };
+      auto needed = pivot;
+      for (int64_t i = j + 1; i < m; ++i) {
+        const auto own = S::load(s.at(i, i).im);
+        const auto quotient = square(i) / (own > floor ? own : floor);
+        needed = quotient > needed ? quotient : needed;
+      }
+      pivot = noisy ? needed : pivot;
+      for (int64_t i = j + 1; i < m; ++i) {
+        T* const own = s.at(i, i).im;
+        S::store(own, S::load(own) - square(i) / pivot);
+      }
+    }
     alignas(RISKERNELS_VECTOR_BYTES) T lanes[S::W];
     S::store(lanes, pivot);
     for (int w = 0; w < S::W; ++w) lanes[w] = T(1) / __builtin_sqrt(lanes[w]);

@@ -28,6 +28,17 @@ RISKERNELS_DEVICE void factor_block(const Place& at, int m, double alpha, bool r
   for (int k = 0; k < m; ++k) {
     T pivot = s.row(k)[k].re;
     pivot = pivot < floor ? floor : pivot;
+    if (floor > loading) {
+      T needed = T(0);
+      for (int i = k + 1 + at.lane(); i < m; i += kWarp) {
+        const T own = s.row(i)[i].re;
+        const T more = norm(s.row(i)[k]) * reciprocal(own > floor ? own : floor);
+        needed = more > needed ? more : needed;
+      }
+      needed = slot_maximum<kWarp>(needed);
+      pivot = needed > pivot ? needed : pivot;
+      __syncthreads();  // the diagonal has been read
+    }
     const T scale = reciprocal(pivot);
     if (at.thread == 0) inverse[k] = scale;
     for (int i = k + 1 + at.warp(); i < m; i += kWarps) {

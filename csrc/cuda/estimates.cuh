@@ -27,11 +27,23 @@ struct Strided {
 template <typename T>
 struct GlobalChannel {
   const Complex<T>* data;
-  int64_t snapshot, row, column;
+  int64_t snapshot, row, column_step;
   int rows;
 
   RISKERNELS_DEVICE Complex<T> operator()(int64_t l, int m, int64_t n) const {
-    return data[l * snapshot + minimum(m, rows - 1) * row + n * column];
+    return data[l * snapshot + minimum(m, rows - 1) * row + n * column_step];
+  }
+  struct Column {
+    const Complex<T>* next;
+    int64_t row;
+    RISKERNELS_DEVICE Complex<T> take() {
+      const Complex<T> entry = *next;
+      next += row;
+      return entry;
+    }
+  };
+  RISKERNELS_DEVICE Column column(int64_t l, int64_t n) const {
+    return {data + l * snapshot + n * column_step, row};
   }
 };
 
@@ -45,6 +57,19 @@ struct SharedChannel {
 
   RISKERNELS_DEVICE Complex<T> operator()(int l, int m, int n) const {
     return rows.data[((l - first) * snapshot + m) * rows.pitch + n];
+  }
+  // The entries of column n, row after row.
+  struct Column {
+    const Complex<T>* next;
+    int pitch;
+    RISKERNELS_DEVICE Complex<T> take() {
+      const Complex<T> entry = *next;
+      next += pitch;
+      return entry;
+    }
+  };
+  RISKERNELS_DEVICE Column column(int l, int n) const {
+    return {rows.data + (l - first) * snapshot * rows.pitch + n, rows.pitch};
   }
 };
 
@@ -73,6 +98,21 @@ struct GlobalRows {
   RISKERNELS_DEVICE void put(int64_t l, int64_t n, Complex<T> value) const {
     data[l * pitch + n] = value;
   }
+  RISKERNELS_DEVICE ComplexPair<T> two(int64_t l, int64_t m) const {
+    return {(*this)(l, m), (*this)(l + 1, m)};
+  }
+  // R consecutive snapshots, of which `count` exist, antenna after antenna.
+  template <int R>
+  struct Walk {
+    const GlobalRows<T>& rows;
+    int64_t l;
+    int count, m;
+    RISKERNELS_DEVICE void take(Complex<T> (&x)[R]) { rows.load(l, count, m++, x); }
+  };
+  template <int R>
+  RISKERNELS_DEVICE Walk<R> from(int64_t l, int count) const {
+    return {*this, l, count, 0};
+  }
   // Row m of R consecutive snapshots, of which `count` exist.
   template <int R>
   RISKERNELS_DEVICE void load(int64_t l, int count, int64_t m, Complex<T> (&x)[R]) const {
@@ -81,7 +121,8 @@ struct GlobalRows {
   }
 };
 
-// Solutions z_l or w_l in shared memory, [M, l_pitch] with the snapshots next to each other.
+// Solutions z_l or w_l in shared memory, [M, l_pitch] with the snapshots next to each other. The
+// pitch is 2 more than a multiple of 4, which spreads the antennas of a snapshot over the banks.
 template <typename T>
 struct SharedSolutions {
   Complex<T>* data;
@@ -89,10 +130,27 @@ struct SharedSolutions {
 
   RISKERNELS_DEVICE Complex<T> operator()(int l, int m) const { return data[m * pitch + l]; }
   RISKERNELS_DEVICE void put(int l, int m, Complex<T> value) const { data[m * pitch + l] = value; }
+  // Snapshots l and l + 1, l even.
+  RISKERNELS_DEVICE ComplexPair<T> two(int l, int m) const {
+    return load_pair(data + m * pitch + l);
+  }
+  template <int R>
+  struct Walk {
+    Complex<T>* next;
+    int pitch;
+    RISKERNELS_DEVICE void take(Complex<T> (&x)[R]) {
+      SharedSolutions<T>{next, pitch}.template load<R>(0, R, 0, x);
+      next += pitch;
+    }
+  };
+  template <int R>
+  RISKERNELS_DEVICE Walk<R> from(int l, int) const {
+    return {data + l, pitch};
+  }
   template <int R>
   RISKERNELS_DEVICE void load(int l, int, int m, Complex<T> (&x)[R]) const {
     if constexpr (R % 2 == 0) {
-      // l is a multiple of R and the pitch one of 4: 16-byte aligned, and never past the row.
+      // l is a multiple of R and the pitch even: 16-byte aligned, and never past the row.
       RISKERNELS_UNROLL
       for (int r = 0; r < R; r += 2) {
         const ComplexPair<T> pair = load_pair(data + m * pitch + l + r);
@@ -127,11 +185,13 @@ RISKERNELS_DEVICE void multiply_adjoint(int m, const Channel& h, const Solutions
                                         int count, Index n, Complex<T> (&sum)[R]) {
   RISKERNELS_UNROLL
   for (int r = 0; r < R; ++r) sum[r] = Complex<T>{T(0), T(0)};
+  auto column = h.column(l, n);
+  auto solutions = x.template from<R>(l, count);
   RISKERNELS_UNROLL_BY(2)
   for (int i = 0; i < m; ++i) {
-    const Complex<T> entry = conj(h(l, i, n));
+    const Complex<T> entry = conj(column.take());
     Complex<T> value[R];
-    x.template load<R>(l, count, i, value);
+    solutions.take(value);
     RISKERNELS_UNROLL
     for (int r = 0; r < R; ++r) add_product(sum[r], entry, value[r]);
   }

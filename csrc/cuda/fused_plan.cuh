@@ -35,8 +35,8 @@ FusedPlan<T> fused_plan(const Target& target, const TikhonovProblem<T>& p, bool 
                         bool covariance) {
   constexpr int64_t kLargest =
       1 << 18;  // beyond it nothing fits, and 32-bit offsets would overflow
-  const bool small = p.antennas <= 32 && p.elements <= kLargest && p.snapshots <= kLargest &&
-                     p.snapshots * p.elements <= kLargest;
+  const bool small = p.antennas <= kFusedAntennas<T> && p.elements <= kLargest &&
+                     p.snapshots <= kLargest && p.snapshots * p.elements <= kLargest;
   const int panel =
       small && backward && covariance ? kPanel * panel_pitch(static_cast<int>(p.elements)) : 0;
   const auto layout = [&](int group) { return FusedLayout<T>(p, group, backward, panel); };

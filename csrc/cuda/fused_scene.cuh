@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // One scene in the shared memory of one block: the Tikhonov estimates of all its snapshots, and
-// from their gradient the gradients of the inputs. For M <= 32 and scenes that fit.
+// from their gradient the gradients of the inputs. For scenes of few antennas that fit.
 //
 // Snapshots go in groups. Where one matrix S serves all of them (H shared and |c_ln|^2 independent
 // of l, found out by the block itself), the group is the scene; elsewhere it is as many snapshots
@@ -16,9 +16,6 @@ namespace riskernels::cuda {
 
 // Snapshots that share H and are factored together: what one load of solutions takes.
 constexpr int kGroup = 4;
-// Right-hand sides that one elimination carries where S is shared.
-constexpr int kRightSides = 2;
-
 // Where a scene's arrays lie in shared memory, and their sizes; made by the host and read from the
 // kernel's parameters, so that it takes no registers.
 template <typename T>
@@ -36,7 +33,7 @@ struct FusedLayout {
         snapshots(static_cast<int>(p.snapshots)),
         group(group_size),
         pitch(static_cast<int>(round_up(p.elements, 16))),
-        l_pitch(static_cast<int>(round_up(p.snapshots, 4))),
+        l_pitch(static_cast<int>(round_up(p.snapshots, 4)) + 2),
         s_pitch(m + 1) {
     const int64_t rows = round_up(snapshots, 4) * pitch;
     const int64_t solutions = static_cast<int64_t>(m) * l_pitch;
@@ -90,7 +87,7 @@ class FusedScene {
     const Strided<T> y{complex_at(p.y, scene_ * p.y_stride[0]), p.y_stride[1], p.y_stride[2]};
     const Strided<T> c = codes();
     for (int l = at.warp(); l < x.snapshots; l += kWarps)
-      load_row(x.a().row(l), c.at(l, 0), c.column);
+      copy_row_async(at.lane(), x.a().row(l), c.at(l, 0), c.column, x.n, x.pitch);
     if (!p.h_per_snapshot) load_channels(0, 1);
     for (int e = at.thread; e < x.snapshots * x.m; e += kThreads)
       x.z().put(e / x.m, e % x.m, y(e / x.m, e % x.m));
@@ -167,25 +164,20 @@ class FusedScene {
     return {complex_at(p.codes, scene_ * p.codes_stride[0]), p.codes_stride[1], p.codes_stride[2]};
   }
 
-  RISKERNELS_DEVICE void load_row(Complex<T>* to, const Complex<T>* from, int64_t stride) const {
-    const Place at;
-    for (int n = at.lane(); n < x.pitch; n += kWarp)
-      copy_async(to + n, n < x.n ? from + n * stride : from, n < x.n);
-  }
   RISKERNELS_DEVICE void load_channels(int first, int count) const {
     const Place at;
     const Complex<T>* const of_scene = complex_at(p.h, scene_ * p.h_stride[0]);
     for (int row = at.warp(); row < count * x.m; row += kWarps)
-      load_row(x.h().row(row),
-               of_scene + (first + row / x.m) * p.h_stride[1] + row % x.m * p.h_stride[2],
-               p.h_stride[3]);
+      copy_row_async(at.lane(), x.h().row(row),
+                     of_scene + (first + row / x.m) * p.h_stride[1] + row % x.m * p.h_stride[2],
+                     p.h_stride[3], x.n, x.pitch);
   }
 
   // Whether |c_ln|^2 is the same for all l up to the rounding of the codes themselves; the weights
   // are then its mean over l. NaN never agrees. A barrier.
   RISKERNELS_DEVICE bool weights_agree() const {
     const Place at;
-    const T tolerance = T(4) * Limits<T>::kEpsilon;
+    const T tolerance = T(16) * Limits<T>::kEpsilon;
     const T scale = reciprocal(static_cast<T>(x.snapshots));
     int disagree = 0;
     for (int n = at.thread; n < x.n; n += kThreads) {
@@ -222,27 +214,38 @@ class FusedScene {
     __syncthreads();
   }
 
-  // v_l = S_l^{-1} v_l for the snapshots first..end-1, R of them to a slot of MP lanes where S is
-  // shared and one elsewhere. The warps loop together over their slots, as the elimination's
-  // exchanges need. Ends with a barrier.
+  // v_l = S_l^{-1} v_l for the snapshots first..end-1: where S is shared R of them to each slot of
+  // a warp, elsewhere one with its matrix to a slot of MP lanes. The warps loop together over their
+  // slots, as the elimination's exchanges need. Ends with a barrier.
   RISKERNELS_DEVICE void solve(int first, int end, const SharedSolutions<T>& v) const {
-    constexpr int R = kRightSides, kPerWarp = kWarp / MP, kSlots = kThreads / MP;
+    constexpr int kPerWarp = kWarp / MP, kSlots = kThreads / MP;
     const Place at;
-    const int width = shared_ ? R : 1, matrix = shared_ ? 0 : x.m * x.s_pitch;
-    const int jobs = (end - first + width - 1) / width, i = at.lane() % MP;
-    RISKERNELS_UNROLL_BY(1)
-    for (int job0 = at.warp() * kPerWarp; job0 < jobs; job0 += kSlots) {
-      const int job = minimum(job0 + at.lane() / MP, jobs - 1);
-      const int l = first + job * width;
-      const int count = i < x.m && job0 + at.lane() / MP < jobs ? minimum(width, end - l) : 0;
-      Complex<T> value[R];
-      RISKERNELS_UNROLL
-      for (int r = 0; r < R; ++r) value[r] = r < count ? v(l + r, i) : Complex<T>{T(0), T(0)};
-      eliminate<T, MP, R>(i, x.s().data + job * matrix, x.s_pitch, x.m, p.alpha, p.relative, x.n,
-                          value);
-      RISKERNELS_UNROLL
-      for (int r = 0; r < R; ++r)
-        if (r < count) v.put(l + r, i, value[r]);
+    const int i = at.lane() % MP;
+    if (shared_) {
+      constexpr int R = MP == 32 ? kRightSides : 4;
+      RISKERNELS_UNROLL_BY(1)
+      for (int l0 = first + at.warp() * kPerWarp * R; l0 < end; l0 += kSlots * R) {
+        const int l = l0 + at.lane() / MP * R;
+        const int count = i < x.m ? minimum(R, end - l) : 0;
+        Complex<T> value[R];
+        RISKERNELS_UNROLL
+        for (int r = 0; r < R; ++r) value[r] = r < count ? v(l + r, i) : Complex<T>{T(0), T(0)};
+        eliminate_shared<T, MP, R>(at.lane(), x.s().data, x.s_pitch, x.m, p.alpha, p.relative, x.n,
+                                   value);
+        RISKERNELS_UNROLL
+        for (int r = 0; r < R; ++r)
+          if (r < count) v.put(l + r, i, value[r]);
+      }
+    } else {
+      RISKERNELS_UNROLL_BY(1)
+      for (int l0 = first + at.warp() * kPerWarp; l0 < end; l0 += kSlots) {
+        const int l = l0 + at.lane() / MP;
+        const bool used = i < x.m && l < end;
+        Complex<T> value[1] = {used ? v(l, i) : Complex<T>{T(0), T(0)}};
+        eliminate<T, MP, 1>(i, x.s().data + (minimum(l, end - 1) - first) * x.m * x.s_pitch,
+                            x.s_pitch, x.m, p.alpha, p.relative, x.n, value);
+        if (used) v.put(l, i, value[0]);
+      }
     }
     __syncthreads();
   }
@@ -303,14 +306,19 @@ class FusedScene {
   bool shared_ = false;
 };
 
+// Largest M of the fused kernels. With more antennas a scene of complex128 leaves room for one
+// block on a multiprocessor, and the stages are as good.
+template <typename T>
+constexpr int kFusedAntennas = sizeof(T) == 8 ? 16 : 32;
+
 // Runs f(integral_constant<int, MP>) for the narrowest slot that holds m rows.
-template <typename F>
+template <typename T, typename F>
 void with_slot(int64_t m, const F& f) {
   if (m <= 8)
     f(std::integral_constant<int, 8>{});
   else if (m <= 16)
     f(std::integral_constant<int, 16>{});
-  else
+  else if constexpr (kFusedAntennas<T> > 16)
     f(std::integral_constant<int, 32>{});
 }
 

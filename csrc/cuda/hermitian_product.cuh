@@ -18,20 +18,34 @@ __host__ __device__ constexpr int panel_pitch(int columns) {
 template <typename T>
 RISKERNELS_DEVICE void load_panel(const Place& at, const Strided<T>& g, int64_t n, int64_t i0,
                                   int64_t j0, int columns, Complex<T>* panel, int pitch) {
-  for (int r = at.warp(); r < kPanel; r += kWarps)
-    for (int c = at.lane(); c < columns; c += kWarp) {
-      const bool inside = i0 + r < n && j0 + c < n;
-      copy_async(panel + r * pitch + c, inside ? g.at(i0 + r, j0 + c) : g.data, inside);
+  const int present = static_cast<int>(n - j0 < columns ? n - j0 : columns);
+  for (int r = at.warp(); r < kPanel; r += kWarps) {
+    const bool inside = i0 + r < n;
+    copy_row_async(at.lane(), panel + r * pitch, inside ? g.at(i0 + r, j0) : g.data, g.column,
+                   inside ? present : 0, columns);
+  }
+  // The columns of G are on their way together with its rows.
+  constexpr int kAhead = sizeof(T) == 4 ? 10 : 5;
+  const Complex<T>* from = g.at(j0 + at.team(), i0 + at.term());
+  Complex<T>* entry = panel + at.term() * pitch + at.team();
+  const int end = i0 + at.term() < n ? present - at.team() : 0;
+  RISKERNELS_UNROLL_BY(1)
+  for (int first = 0; first < columns; first += kAhead * kTeams) {
+    Complex<T> value[kAhead];
+    RISKERNELS_UNROLL
+    for (int e = 0; e < kAhead; ++e) {
+      if (first + e * kTeams < end) value[e] = *from;
+      from += kTeams * g.row;
     }
-  copies_done();
-  __syncthreads();
-  RISKERNELS_UNROLL_BY(4)
-  for (int c = at.team(); c < columns; c += kTeams) {
-    const bool inside = i0 + at.term() < n && j0 + c < n;
-    if (inside) {
-      Complex<T>& entry = panel[at.term() * pitch + c];
-      entry = entry + conj(g(j0 + c, i0 + at.term()));
+    if (first == 0) {
+      copies_done();
+      __syncthreads();
     }
+    RISKERNELS_UNROLL
+    for (int e = 0; e < kAhead; ++e) {
+      if (first + e * kTeams < end) entry[e * kTeams] = entry[e * kTeams] + conj(value[e]);
+    }
+    entry += kAhead * kTeams;
   }
   __syncthreads();
 }

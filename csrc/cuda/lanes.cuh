@@ -68,9 +68,12 @@ RISKERNELS_DEVICE void for_team_items(const Place& at, int count, const F& f) {
 
 // Position of an item in a lower triangle stored by rows.
 struct TrianglePosition {
-  int row = 0, column;
+  int row, column;
 
-  RISKERNELS_DEVICE explicit TrianglePosition(int item) {
+  RISKERNELS_DEVICE explicit TrianglePosition(int item)
+      : row(static_cast<int>(sqrtf(2.0f * static_cast<float>(item)))) {
+    // The root of 2 item is row or row + 1, but for its rounding.
+    while (row * (row + 1) / 2 > item) --row;
     while ((row + 1) * (row + 2) / 2 <= item) ++row;
     column = item - row * (row + 1) / 2;
   }

@@ -81,7 +81,7 @@ class StagedScene {
     const Place at;
     int disagree = 0;
     for (int64_t n = at.thread; n < p.elements; n += kThreads) {
-      const T first = norm(codes_(0, n)), bound = first * (T(4) * Limits<T>::kEpsilon);
+      const T first = norm(codes_(0, n)), bound = first * (T(16) * Limits<T>::kEpsilon);
       for (int l = 1; l < snapshots_; ++l) {
         const T difference = norm(codes_(l, n)) - first;
         if (!(difference <= bound && -difference <= bound)) disagree = 1;
@@ -137,7 +137,7 @@ class StagedScene {
         for (int i = at.lane(); i < m_; i += kWarp) out.put(l, i, x[i]);
       }
     } else {
-      constexpr int R = 4, kSlots = kThreads / MP;
+      constexpr int R = kRightSides, kSlots = kThreads / MP;
       const int jobs = (end - begin + R - 1) / R, i = at.lane() % MP;
       for (int job0 = at.warp() * (kWarp / MP); job0 < jobs; job0 += kSlots) {
         const int job = job0 + at.lane() / MP, l = begin + job * R;

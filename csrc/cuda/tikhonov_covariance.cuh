@@ -29,7 +29,7 @@ void tikhonov_covariance(const Target& target, const TikhonovProblem<T>& p, T* o
     return;
   }
   const int parts = covariance_parts(target, p.scenes, p.elements);
-  with_slot(p.antennas, [&](auto slot) {
+  with_slot<T>(p.antennas, [&](auto slot) {
     launch(target, fused_covariance<T, decltype(slot)::value>, dim3(p.scenes, parts), kThreads,
            plan.layout.bytes, p, plan, out);
   });
@@ -50,7 +50,7 @@ void tikhonov_covariance_backward(const Target& target, const TikhonovProblem<T>
     stages.finish(estimates, g, gradients);
     return;
   }
-  with_slot(p.antennas, [&](auto slot) {
+  with_slot<T>(p.antennas, [&](auto slot) {
     launch(target, fused_backward<T, decltype(slot)::value, true>, dim3(p.scenes), kThreads,
            plan.layout.bytes, p, plan, grad, gradients);
   });

@@ -16,7 +16,7 @@ void tikhonov_snapshots(const Target& target, const TikhonovProblem<T>& p, T* ou
     stages.estimate(reinterpret_cast<Complex<T>*>(out));
     return;
   }
-  with_slot(p.antennas, [&](auto slot) {
+  with_slot<T>(p.antennas, [&](auto slot) {
     launch(target, fused_snapshots<T, decltype(slot)::value>, dim3(p.scenes), kThreads,
            plan.layout.bytes, p, plan, out);
   });
@@ -35,7 +35,7 @@ void tikhonov_snapshots_backward(const Target& target, const TikhonovProblem<T>&
     stages.finish(stages.estimate(), g, gradients);
     return;
   }
-  with_slot(p.antennas, [&](auto slot) {
+  with_slot<T>(p.antennas, [&](auto slot) {
     launch(target, fused_backward<T, decltype(slot)::value, false>, dim3(p.scenes), kThreads,
            plan.layout.bytes, p, plan, grad, gradients);
   });

@@ -10,8 +10,11 @@ alpha I has no eigenvalue below alpha, hence no Cholesky pivot below alpha eithe
 pivots at alpha changes nothing in exact arithmetic. In floating point the Schur complements carry
 noise of a few eps max(S_mm); where alpha is below that (M > N and |Phi|^2 / alpha beyond 1 / eps),
 noise divided by the root of a smaller pivot would grow from column to column until it overflows.
-The floor is therefore max(alpha, 8 M eps max(S_mm)): finite input cannot produce NaN, and what
-the larger floor damps lies outside the range of Phi, where a = Phi^H z does not see it.
+The floor is therefore max(alpha, 8 M eps max(S_mm)). Noise beyond that floor would still be
+squared at every column. But a Schur complement C is positive semidefinite, |C_ij|^2 <= C_ii C_jj,
+so where alpha is below the noise a pivot is also raised to max_i |C_ij|^2 / C_ii. Neither changes
+anything in exact arithmetic, finite input cannot produce NaN, and what the larger pivots damp lies
+outside the range of Phi, where a = Phi^H z does not see it.
 
 Backward. Let z = S^{-1} y, so a = Phi^H z, and let g = dL/da (PyTorch's convention, dL/dRe +
 i dL/dIm). With w = S^{-1} Phi g and q = g - Phi^H w,
@@ -70,7 +73,13 @@ def cholesky_with_floor(s: Tensor, loading: Tensor) -> Tensor:
     floor = torch.maximum(loading, noise)
     for j in range(s.shape[-1]):
         pivot = work[..., j, j].real
-        root = torch.where(pivot < floor, floor, pivot).sqrt()
+        pivot = torch.where(pivot < floor, floor, pivot)
+        if j + 1 < s.shape[-1]:
+            below = work[..., j + 1 :, j].abs().square()
+            own = work.diagonal(dim1=-2, dim2=-1).real[..., j + 1 :]
+            needed = (below / torch.maximum(own, floor.unsqueeze(-1))).amax(-1)
+            pivot = torch.where(noise > loading, torch.maximum(pivot, needed), pivot)
+        root = pivot.sqrt()
         work[..., j, j] = root.to(s.dtype)
         column = work[..., j + 1 :, j] / root.unsqueeze(-1)
         work[..., j + 1 :, j] = column

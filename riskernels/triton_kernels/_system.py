@@ -11,7 +11,8 @@ they lie in memory, and the elimination works on columns: for k = 0, 1, ...
 
 and the same column operations on the block of right-hand sides turn it into Z. What stands at T_kk
 when its turn comes is the Schur complement, that is the square of the Cholesky factor's diagonal,
-so the floor acts as in the reference. T and the block live in registers.
+so the floor, and where it exceeds the loading the bound max_j |T_kj|^2 / T_jj over the columns to
+come, act as in the reference. T and the block live in registers.
 
 Where H is shared by the snapshots and |c_ln|^2 does not depend on l up to the rounding of the
 codes, all S_l are one matrix: one elimination serves the group. The kernel finds that out by
@@ -31,7 +32,7 @@ def moduli_agree(
     codes, stride_l, stride_n, snapshots, elements,
     EPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Whether |c_ln|^2 is the same for all l up to 4 eps; NaN never agrees."""
+    """Whether |c_ln|^2 is the same for all l up to 16 eps; NaN never agrees."""
     disagree = tl.zeros([ROWS, COLUMNS], tl.int32)
     for start in range(0, elements, COLUMNS):
         n = start + tl.arange(0, COLUMNS)
@@ -40,7 +41,7 @@ def moduli_agree(
         for row in range(0, snapshots, ROWS):
             rows = row + tl.arange(0, ROWS)
             re, im = load_tile(codes, rows, stride_l, snapshots, n, stride_n, elements)
-            within = tl.abs(re * re + im * im - first) <= 4 * EPS * first
+            within = tl.abs(re * re + im * im - first) <= 16 * EPS * first
             disagree |= ((rows < snapshots)[:, None] & (within == 0)).to(tl.int32)
     return tl.max(tl.max(disagree, 1), 0) == 0
 
@@ -77,9 +78,10 @@ def gram(
 
 
 @triton.jit
-def eliminate(tr, ti, br, bi, floor, antennas, MP: tl.constexpr):
+def eliminate(tr, ti, br, bi, loading, floor, antennas, MP: tl.constexpr):
     """Rows b T^{-1} for the rows b of a block [G, MP], pivots raised to the floor."""
     index = tl.arange(0, MP)
+    diagonal = index[:, None] == index[None, :]
     for k in range(antennas):
         here = index == k
         row, column = here[:, None], here[None, :]
@@ -87,7 +89,12 @@ def eliminate(tr, ti, br, bi, floor, antennas, MP: tl.constexpr):
         mi = tl.sum(tl.where(row, ti, 0.0), 0)
         pivot = tl.sum(tl.where(here, mr, 0.0), 0)
         # Written so that NaN stays.
-        inverse = 1.0 / tl.where(pivot < floor, floor, pivot)
+        pivot = tl.where(pivot < floor, floor, pivot)
+        own = tl.sum(tl.where(diagonal, tr, 0.0), 0)
+        square = (mr * mr + mi * mi) / tl.where(own > floor, own, floor)
+        needed = tl.max(tl.where((index > k) & (index < antennas), square, 0.0), 0)
+        pivot = tl.where((floor > loading) & (needed > pivot), needed, pivot)
+        inverse = 1.0 / pivot
         # With the old column blanked, column k becomes T_k / p by the rule of all the others.
         mr = tl.where(here, -inverse, mr * inverse)[None, :]
         mi = tl.where(here, 0.0, mi * inverse)[None, :]
@@ -141,7 +148,7 @@ def solve_group(
         largest = tl.max(tl.max(tl.where(diagonal, tr, 0.0), 1), 0)
         noise = 8 * EPS * antennas * largest
         floor = tl.where(loading < noise, noise, loading)
-        xr, xi = eliminate(tr, ti, br, bi, floor, antennas, MP)
+        xr, xi = eliminate(tr, ti, br, bi, loading, floor, antennas, MP)
         mine = (slot == turn) | shared
         zr = tl.where(mine, xr, zr)
         zi = tl.where(mine, xi, zi)

@@ -77,7 +77,7 @@ riskernels::cuda::Target Case::target() {
   settings().seed = static_cast<uint64_t>(integer("seed"));
   settings().shared_limit = integer("shared_limit");
   return {static_cast<int>(integer("multiprocessors")), integer("shared_limit"), nullptr,
-          [this](int64_t bytes) -> void* { return poisoned("workspace", bytes); }};
+          [this](int64_t bytes) -> void* { return poisoned("workspace", bytes); }, 0};
 }
 
 void Case::write(const char* path) const {

@@ -240,7 +240,7 @@ int main(int argc, char** argv) {
   for (std::size_t i = 0; i < in.size(); ++i)
     in[i] = static_cast<float>(1 << (i + i / kThreads) % 16);
   try {
-    const Target target{132, cuda_on_cpu::settings().shared_limit, nullptr, {}};
+    const Target target{132, cuda_on_cpu::settings().shared_limit, nullptr, {}, 0};
     launch(target, kernel, grid, threads, bytes, in.data(), out.data(), bytes);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
