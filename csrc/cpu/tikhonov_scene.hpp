@@ -185,7 +185,7 @@ class TikhonovScene {
   // Whether |c_ln|^2 is the same for all l up to the rounding of the codes themselves; the mean
   // over l then replaces it, in row 0 of the weights. NaN never agrees.
   bool weights_agree() {
-    const T tolerance = T(4) * S::kEpsilon;
+    const T tolerance = T(16) * S::kEpsilon;
     typename S::I disagree{};
     for (int64_t l = 1; l < snapshots; ++l) {
       for (int64_t i = 0; i < n_pad; i += W) {
