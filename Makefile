@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-# Everything runs in a virtual environment of its own, .venv, made on first use.
+# Everything runs in a virtual environment of its own, .venv, made on first use; but for the GPU
+# targets, which use the environment of $(PYTHON), with its torch, and no network.
 #
 #   make run     environment, install, the main job
 #   make test    environment, install, all tests
 #   make lint    ruff, mypy and clang-format
 #   make bench   kernels against their peers on this machine
 #   make docs    the documentation, into build/docs
+#   make test-gpu    operators on CUDA C++ and on Triton; PYTHON=/path/to/python, WHEELS=folder
+#   make bench-gpu   kernels against their peers and over all sizes, into bench/results
 PYTHON ?= python3
 VENV ?= .venv
 # Any torch >= 2.10 does. One that is already in $(VENV) is kept; TORCH_INDEX names another package
@@ -14,9 +17,16 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc CMakeLists.txt setup.py pyproject.toml -type f)
-CPP := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
+CPP := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: run test lint bench docs clean
+# The environment of $(PYTHON): a GPU, torch >= 2.10 with CUDA, nvcc. WHEELS names a folder of wheels
+# for what else is missing there.
+WHEELS ?=
+GPU_ENV = PATH="$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$$PATH"
+OPERATOR_TESTS := tests/test_errors.py tests/test_hermitian_nmse.py tests/test_library.py \
+  tests/test_tikhonov_covariance.py tests/test_tikhonov_snapshots.py tests/test_transforms.py
+
+.PHONY: run test lint bench docs clean install-gpu test-gpu bench-gpu
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -59,6 +69,21 @@ lint: $(VENV)/dev.done
 bench: $(VENV)/bench.done
 	$(BIN)/python -m bench --threads 1 --json build/bench.json
 	$(BIN)/python -m bench.table build/bench.json
+
+install-gpu:
+	$(GPU_ENV) $(PYTHON) tests/gpu/preflight.py $(if $(WHEELS),--wheels "$(WHEELS)")
+	$(GPU_ENV) RISKERNELS_CUDA=on $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
+	RISKERNELS_REQUIRE=cpu,cuda,triton $(PYTHON) -m riskernels.info --verbose
+
+# The reference multiplies matrices by cuBLAS, which is deterministic only with such a workspace.
+test-gpu: install-gpu
+	RISKERNELS_REQUIRE=cpu,cuda,triton RISKERNELS_EXPECT_BACKENDS=reference,cpu,cuda,triton \
+	  CUBLAS_WORKSPACE_CONFIG=:4096:8 $(PYTHON) -m pytest $(OPERATOR_TESTS)
+	RISKERNELS_REQUIRE=cpu,cuda,triton $(PYTHON) -m pytest -rs tests/gpu
+
+bench-gpu: install-gpu
+	RISKERNELS_REQUIRE=cuda $(PYTHON) -m bench --device cuda --scaling --json bench/results
+	$(PYTHON) -m bench.overhead --device cuda
 
 docs: $(VENV)/docs.done
 	$(BIN)/sphinx-build -W -b html docs build/docs

@@ -5,11 +5,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench.machine import pin
+
+GPU_SHAPES = ("B=64", "B=4096")
+"""Every variant of every operator at its default sizes and these numbers of scenes."""
+VERIFIED_SCENES = 256
+"""On a GPU: complex128 N-side solves of 4096 scenes would take longer than all the timing."""
 
 
 def _positive(text: str) -> int:
@@ -27,7 +33,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--op", action="append", default=[], help="operator (repeatable)")
     parser.add_argument("--case", default="", help="only cases whose identifier contains this")
     parser.add_argument("--peer", action="append", default=[], help="peer (repeatable)")
-    parser.add_argument("--threads", type=_positive, default=1, help="CPUs to pin to (default 1)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default cpu)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=_positive,
+        help="CPUs to pin to (default 1, for cuda as many as there are)",
+    )
+    parser.add_argument(
+        "--scaling",
+        action="store_true",
+        help="the kernels over B, N, L and M as well; `python -m bench.plot` draws them",
+    )
     parser.add_argument(
         "--shapes",
         nargs="+",
@@ -37,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--repeats", type=_positive, default=25, help="rounds (default 25)")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument(
+        "--json", type=Path, help="write the results to this file, or, named by device, this folder"
+    )
     return parser
 
 
@@ -46,17 +66,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.json is not None and not options.json.parent.is_dir():
         parser.error(f"--json: the folder {options.json.parent} does not exist")
+    threads = options.threads or (1 if options.device == "cpu" else len(os.sched_getaffinity(0)))
     try:
-        pin(options.threads)
+        pin(threads, options.device)
     except ValueError as error:
         parser.error(str(error))
     # Only now: the numerical libraries size their thread pools when they are imported.
-    from bench import registry
+    from bench import machine, registry, scaling
+    from bench.devices import device
     from bench.run import Settings, refused_kernels, run
 
     rivals = registry.peers()
     try:
-        cases = registry.select(options.op, options.case, options.shapes)
+        shapes = options.shapes or (GPU_SHAPES if options.device == "cuda" else [])
+        cases = registry.select(options.op, options.case, shapes)
+        if not options.list:
+            device(options.device)
     except ValueError as error:
         parser.error(str(error))
     unknown = set(options.peer) - {peer.name for peer in rivals}
@@ -73,11 +98,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{peer.name}: skipped, {', '.join(peer.missing())} not installed")
         return 0
     settings = Settings(
-        threads=options.threads, rounds=options.repeats, measure_memory=not options.no_memory
+        threads=threads,
+        rounds=options.repeats,
+        measure_memory=not options.no_memory,
+        device=options.device,
+        verified_scenes=VERIFIED_SCENES if options.device == "cuda" else None,
     )
     report = run(cases, settings, rivals)
+    if options.scaling:
+        report["scaling"] = scaling.run(options.op, settings, report["ceilings"])
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        target = options.json
+        if target.is_dir():
+            target = target / f"{machine.slug(report)}.json"
+        target.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"results: {target}")
     wrong = refused_kernels(report)
     for identifier in wrong:
         print(f"wrong result, no speed given: {identifier}", file=sys.stderr)

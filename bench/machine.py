@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ X86_LEVELS = (
 PACKAGES = ("torch", "numpy", "jax", "jaxlib", "numba")
 
 
-def pin(threads: int) -> tuple[int, ...]:
+def pin(threads: int, device: str = "cpu") -> tuple[int, ...]:
     """Bind this process to as many CPUs as threads and limit every library to them.
 
-    Call it before torch, NumPy, JAX and Numba are imported.
+    Call it before torch, NumPy, JAX and Numba are imported. For a CUDA device JAX is left its own
+    choice of device, and kept from taking most of the memory at once.
 
     Raises:
         ValueError: more threads than CPUs this process may use.
@@ -44,7 +46,10 @@ def pin(threads: int) -> tuple[int, ...]:
     # XLA sizes its pool from the affinity; with one thread this spares it the hand-over too.
     eigen = "true" if threads > 1 else "false"
     os.environ["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={eigen}"
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    if device == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    else:
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     return chosen
 
 
@@ -67,8 +72,23 @@ def _caches() -> dict[str, str]:
     return found
 
 
-def machine() -> dict[str, Any]:
-    """CPU model, instruction-set level, logical CPUs and caches."""
+def _gpu() -> dict[str, Any]:
+    import torch
+
+    properties = torch.cuda.get_device_properties()
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "l2_bytes": properties.L2_cache_size,
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "torch_cuda": torch.version.cuda,
+    }
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """CPU model, instruction-set level, logical CPUs and caches; the GPU where one is measured."""
     info = _cpuinfo()
     flags = set(info.get("flags", "").split())
     levels = (name for name, needed in X86_LEVELS if needed <= flags)
@@ -81,7 +101,17 @@ def machine() -> dict[str, Any]:
         "logical_cpus": os.cpu_count(),
         "caches": _caches(),
         "system": platform.system(),
+        **({"gpu": _gpu()} if device == "cuda" else {}),
     }
+
+
+def slug(report: dict[str, Any]) -> str:
+    """File name of a run: gpu_<its name>, or cpu_<instruction set>_<threads>threads."""
+    gpu = report["machine"].get("gpu")
+    if gpu is not None:
+        words = re.findall(r"[a-z0-9]+", gpu["name"].lower())
+        return "_".join(["gpu", *(word for word in words if word != "nvidia")])
+    return f"cpu_{report['versions']['simd_level']}_{report['threads']}threads"
 
 
 def versions() -> dict[str, Any]:
@@ -101,13 +131,16 @@ def versions() -> dict[str, Any]:
     return found
 
 
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(ROOT), *arguments]
+def _output(*command: str) -> str | None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+def _git(*arguments: str) -> str | None:
+    return _output("git", "-C", str(ROOT), *arguments)
 
 
 def commit() -> dict[str, Any]:

@@ -93,6 +93,11 @@ class Peer:
     """Largest relative error at which a speed is still printed."""
     scenes: int | None = None
     """Scenes that are timed where the whole batch takes too long; scaled to B, and said so."""
+    finish: Callable[[Any], None] | None = None
+    """Waits for the outputs of a peer that queues its work on a GPU, but not on PyTorch's stream.
+    It is timed by the wall clock, and cannot enter a CUDA graph of PyTorch."""
+    capturable: bool = True
+    """Whether its replay as a CUDA graph is measured as well; False where it waits for the GPU."""
     note: str = ""
 
     def missing(self) -> tuple[str, ...]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from bench import SCHEMA, machine, memory
+from bench import SCHEMA, machine
 from bench import ceilings as machine_ceilings
+from bench.devices import Cpu, Device, Timed, device
 from bench.registry import Case, Cost, Inputs, Operator, Outputs, Peer, operators, peers
 from bench.timing import interleave
 from riskernels import library
@@ -28,6 +29,9 @@ class Settings:
     seconds_per_entry: float = 1.0
     seed: int = 0
     measure_memory: bool = True
+    device: str = "cpu"
+    verified_scenes: int | None = None
+    """Scenes compared with complex128, half of them from the end of the batch; all if None."""
 
 
 def relative_errors(names: Sequence[str], outputs: Outputs, exact: Outputs) -> dict[str, float]:
@@ -74,8 +78,40 @@ def _first_scenes(inputs: Inputs, scenes: int) -> Inputs:
     return {name: value[:scenes] for name, value in inputs.items()}
 
 
+@dataclass(frozen=True)
+class Expected:
+    """The complex128 outputs of the scenes that are verified, and which these are."""
+
+    names: tuple[str, ...]
+    outputs: Outputs
+    scenes: Sequence[int]
+
+    def gate(
+        self, entry: dict[str, Any], outputs: Outputs, tolerance: float, measured: int
+    ) -> bool:
+        """Compare those of the first ``measured`` scenes; whether a speed may be given."""
+        chosen = [scene for scene in self.scenes if scene < measured]
+        exact = tuple(x[: len(chosen)] for x in self.outputs)
+        # A result without these scenes has a wrong shape, which is reported as such.
+        if all(len(chosen) < len(x) == measured for x in outputs):
+            outputs = tuple(x[chosen] for x in outputs)
+        outputs = tuple(x.to(exact[0].device) for x in outputs)
+        return _gate(entry, self.names, outputs, exact, tolerance)
+
+
+def expect(case: Case, operator: Operator, inputs: Inputs, settings: Settings) -> Expected:
+    """The oracle's outputs for the scenes that the settings ask to verify."""
+    b, wanted = case.sizes["B"], settings.verified_scenes
+    scenes: Sequence[int] = range(b)
+    if wanted is not None and b > wanted:
+        scenes = [*range(wanted - wanted // 2), *range(b - wanted // 2, b)]
+        inputs = {name: value[scenes] for name, value in inputs.items()}
+        case = replace(case, sizes={**case.sizes, "B": len(scenes)})
+    return Expected(operator.output_names(case), operator.oracle(case, inputs), scenes)
+
+
 def _prepare_peer(
-    peer: Peer, case: Case, names: Sequence[str], inputs: Inputs, exact: Outputs
+    peer: Peer, case: Case, sets: Sequence[Inputs], expected: Expected, on: Device
 ) -> tuple[dict[str, Any], Callable[[], Any] | None]:
     entry: dict[str, Any] = {"name": peer.name, "title": peer.title, "kind": "peer"}
     if peer.note:
@@ -88,13 +124,51 @@ def _prepare_peer(
     scenes = min(b, peer.scenes or b)
     entry["measured_scenes"], entry["scaled_by"] = scenes, b / scenes
     try:
-        call = peer.prepare(case, _first_scenes(inputs, scenes))
+        call = on.prepare(peer.prepare, case, [_first_scenes(inputs, scenes) for inputs in sets])
         outputs = peer.to_torch(call())
     except Exception as error:  # a rival's failure is a result to report, not ours to raise
-        entry.update(status="failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        entry.update(status="failed", reason=reason)
         return entry, None
-    passed = _gate(entry, names, outputs, tuple(x[:scenes] for x in exact), peer.tolerance)
+    passed = expected.gate(entry, outputs, peer.tolerance, scenes)
     return entry, call if passed else None
+
+
+def _time(
+    prepared: Sequence[tuple[dict[str, Any], Sequence[Timed]]], settings: Settings
+) -> list[dict[str, Any]]:
+    """Time every call, and return the entries with those of the graphs behind their own."""
+    calls, samplers, entries = {}, {}, []
+    for eager, variants in prepared:
+        for timed in variants:
+            entry = eager
+            if timed.suffix:
+                entry = {
+                    **eager,
+                    "name": f"{eager['name']} {timed.suffix}",
+                    "title": f"{eager['title']}, {timed.suffix}",
+                    "kind": f"{eager['kind']}, {timed.suffix}",
+                    "mode": timed.suffix,
+                }
+            entries.append(entry)
+            if timed.call is None:
+                entry.update(status="skipped", reason=timed.reason)
+                continue
+            calls[entry["name"]], samplers[entry["name"]] = timed.call, timed.sampler
+        if not variants:
+            entries.append(eager)
+    timings = interleave(calls, settings.rounds, settings.seconds_per_entry, samplers)
+    for entry in entries:
+        if entry["name"] in timings:
+            timing = timings[entry["name"]].scaled(entry["scaled_by"])
+            suffix = f" {entry['mode']}" if "mode" in entry else ""
+            kernel = timings.get(f"riskernels{suffix}", timings["riskernels"])
+            entry.update(
+                asdict(timing),
+                status="measured",
+                ratio_to_kernel=timing.median / kernel.median,
+            )
+    return entries
 
 
 def run_case(
@@ -103,15 +177,16 @@ def run_case(
     rivals: Sequence[Peer],
     settings: Settings,
     timed: bool = True,
+    on: Device | None = None,
 ) -> dict[str, Any]:
     """One case, its correctness alone unless timed. A wrong kernel stops the case."""
-    inputs = operator.inputs(case, torch.Generator().manual_seed(settings.seed))
-    names = operator.output_names(case)
-    exact = operator.oracle(case, inputs)
-    backend = library.implementation(_dispatched(case.operator), "cpu")
+    on = Cpu() if on is None else on
+    sets = on.inputs(operator, case, settings.seed)
+    expected = expect(case, operator, sets[0], settings)
+    backend = library.implementation(_dispatched(case.operator), on.kind)
     kernel: dict[str, Any] = {
         "name": "riskernels",
-        "title": "riskernels" if backend == "cpu" else f"riskernels on the {backend}",
+        "title": "riskernels" if backend == on.kind else f"riskernels on the {backend}",
         "kind": "kernel",
         "backend": backend,
         "measured_scenes": case.sizes["B"],
@@ -124,32 +199,28 @@ def run_case(
         "title": case.title,
         "sizes": dict(case.sizes),
         "gradients": list(case.gradients),
+        "input_copies": len(sets),
+        "verified_scenes": len(expected.scenes),
         "entries": [kernel],
     }
-    call = operator.kernel(case, inputs)
-    if not _gate(kernel, names, call(), exact, case.tolerance):
+    call = on.prepare(operator.kernel, case, sets)
+    if not expected.gate(kernel, call(), case.tolerance, case.sizes["B"]):
         return result
-    calls = {"riskernels": call}
+    if (extra := on.extra_memory(call)) is not None:
+        result["memory"] = extra
+    prepared = [(kernel, on.timed(call) if timed else [])]
     for peer in rivals:
         if peer.serves(case):
-            entry, peer_call = _prepare_peer(peer, case, names, inputs, exact)
-            result["entries"].append(entry)
-            if peer_call is not None:
-                calls[peer.name] = peer_call
-    del exact
-    if not timed:
-        for entry in result["entries"]:
-            entry.setdefault("status", "correct")
+            entry, peer_call = _prepare_peer(peer, case, sets, expected, on)
+            measurable = timed and peer_call is not None
+            prepared.append((entry, on.timed(peer_call, peer) if measurable else []))
+    del expected
+    if timed:
+        result["entries"] = _time(prepared, settings)
         return result
-    timings = interleave(calls, settings.rounds, settings.seconds_per_entry)
+    result["entries"] = [entry for entry, _ in prepared]
     for entry in result["entries"]:
-        if entry["name"] in timings:
-            timing = timings[entry["name"]].scaled(entry["scaled_by"])
-            entry.update(
-                asdict(timing),
-                status="measured",
-                ratio_to_kernel=timing.median / timings["riskernels"].median,
-            )
+        entry.setdefault("status", "correct")
     return result
 
 
@@ -194,8 +265,10 @@ def describe(case: dict[str, Any]) -> str:
             errors = ", ".join(f"{k} {v:.1e}" for k, v in entry.get("errors", {}).items())
             lines.append(f"{head}{entry['status']}: {entry['reason']} {errors}".rstrip())
     if "memory" in case:
-        extra = case["memory"]["bytes_beyond_output_per_thread"] / 2**20
-        lines.append(f"  peak memory beyond the output: {extra:.2f} MiB per thread")
+        extra = case["memory"]
+        beyond = extra.get("bytes_beyond_output_per_thread", extra["bytes_beyond_output"]) / 2**20
+        per = " per thread" if "threads" in extra else ""
+        lines.append(f"  peak memory beyond the output: {beyond:.2f} MiB{per}")
     return "\n".join(lines)
 
 
@@ -207,18 +280,20 @@ def run(
 ) -> dict[str, Any]:
     """Measure the cases and return what the JSON file holds."""
     torch.set_num_threads(settings.threads)
+    on = device(settings.device)
     known = operators()
     rivals = peers() if rivals is None else rivals
-    ceilings = machine_ceilings.measure()
-    measured = memory.measure(cases, settings.threads) if settings.measure_memory else {}
+    ceilings = on.ceilings()
+    measured = on.memory(cases, settings.threads) if settings.measure_memory else {}
     results = []
     for case in cases:
         log(f"measuring {case.identifier}")
-        result = run_case(case, known[case.operator], rivals, settings)
+        result = run_case(case, known[case.operator], rivals, settings, on=on)
         if case.identifier in measured:
             result["memory"] = measured[case.identifier]
         results.append(result)
-        ceilings = machine_ceilings.measure(ceilings)
+        on.release()
+        ceilings = on.ceilings(ceilings)
     for case, result in zip(cases, results, strict=True):
         add_floor(result, known[case.operator].cost(case), ceilings)
         log(describe(result))
@@ -231,7 +306,8 @@ def run(
     return {
         "schema": SCHEMA,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine.machine(),
+        "device": settings.device,
+        "machine": machine.machine(settings.device),
         "versions": machine.versions(),
         **machine.commit(),
         "settings": asdict(settings),

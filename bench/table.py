@@ -31,7 +31,7 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
     if entry["status"] != "measured":
         return str(entry["status"])
     mark = "†" if entry["scaled_by"] != 1 else ""
-    if entry["kind"] == "kernel":
+    if entry["kind"].startswith("kernel"):
         return f"**{_time(entry['median'])}**"
     return f"{_time(entry['median'])}{mark} ({entry['ratio_to_kernel']:.1f}x)"
 
@@ -51,23 +51,26 @@ def _operator_table(name: str, cases: Sequence[Mapping[str, Any]]) -> list[str]:
     for key, title in titles.items():
         lines.append(_row(title, [_cell(entries.get(key)) for entries in by_name]))
     kernels = [entries["riskernels"] for entries in by_name]
-    floors = [
-        f"{100 * kernel['share_of_floor']:.0f} % ({case['floor']['binds']})"
-        if kernel["status"] == "measured"
-        else ""
-        for kernel, case in zip(kernels, cases, strict=True)
-    ]
-    lines.append(_row("share of the floor", floors))
+    entries = [entry for case in cases for entry in case["entries"]]
+    for key in dict.fromkeys(e["name"] for e in entries if e["kind"].startswith("kernel")):
+        floors = [
+            f"{100 * entry['share_of_floor']:.0f} % ({case['floor']['binds']})"
+            if (entry := of_case.get(key, {})).get("status") == "measured"
+            else ""
+            for of_case, case in zip(by_name, cases, strict=True)
+        ]
+        mode = key.removeprefix("riskernels").strip()
+        lines.append(_row(f"share of the floor{', ' + mode if mode else ''}", floors))
     errors = [f"{kernel['error']:.1e}" if "error" in kernel else "" for kernel in kernels]
     lines.append(_row("error against complex128", errors))
     if any("memory" in case for case in cases):
+        per_thread = any("threads" in case.get("memory", {}) for case in cases)
+        key = "bytes_beyond_output" + ("_per_thread" if per_thread else "")
         extra = [
-            f"{case['memory']['bytes_beyond_output_per_thread'] / 2**20:.2f} MiB"
-            if "memory" in case
-            else ""
-            for case in cases
+            f"{case['memory'][key] / 2**20:.2f} MiB" if "memory" in case else "" for case in cases
         ]
-        lines.append(_row("memory beyond output, per thread", extra))
+        title = "memory beyond output" + (", per thread" if per_thread else "")
+        lines.append(_row(title, extra))
     return [*lines, ""]
 
 
@@ -81,9 +84,16 @@ def _about(report: Mapping[str, Any]) -> list[str]:
         if versions.get(name) is not None
     )
     commit = (report["commit"] or "unknown")[:10] + (" (modified)" if report["modified"] else "")
+    gpu = machine.get("gpu")
+    where = (
+        f"{gpu['name']} (sm_{gpu['compute_capability'].replace('.', '')}, driver {gpu['driver']}, "
+        f"CUDA {gpu['torch_cuda']}), times by events, inputs rotated beyond the L2 cache"
+        if gpu
+        else f"{machine['cpu']} ({machine['flags_level']}, kernels on {versions['simd_level']}), "
+        f"{threads} pinned thread{'s' if threads > 1 else ''}"
+    )
     about = (
-        f"{machine['cpu']} ({machine['flags_level']}, kernels on {versions['simd_level']}), "
-        f"{threads} pinned thread{'s' if threads > 1 else ''}, complex64; {libraries}; "
+        f"{where}, complex64; {libraries}; "
         f"commit {commit}, {report['created'][:10]}. Measured in the same run: "
         f"{ceilings['float32_flops'] / 1e9:.1f} GFLOP/s ({ceilings['float32_flops_source']}), "
         f"{largest['read'] / 1e9:.1f} GB/s read and {largest['copy'] / 1e9:.1f} GB/s copy at "

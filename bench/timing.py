@@ -3,7 +3,8 @@
 
 Each round times every call once, so that a slow phase of the machine falls on all of them. A
 sample repeats a short call until it lasts long enough for the clock; a long call takes part in
-fewer rounds, spread over the run.
+fewer rounds, spread over the run. How one sample is taken is the device's: by the wall clock on
+the CPU, by events on a GPU (:mod:`bench.cuda`).
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ class Timing:
         )
 
 
-def _sample(call: Callable[[], Any], repeats: int) -> float:
+Sampler = Callable[[Callable[[], Any], int], float]
+"""Seconds a call, from so many calls in a row."""
+
+
+def wall_clock(call: Callable[[], Any], repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
         call()
@@ -51,13 +56,20 @@ def _takes_part(index: int, rounds: int, wanted: int) -> bool:
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], Any]], rounds: int, seconds: float
+    calls: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    seconds: float,
+    samplers: Mapping[str, Sampler] | None = None,
 ) -> dict[str, Timing]:
-    """Time every call in up to ``rounds`` rounds and about ``seconds`` each, after warming up."""
+    """Time every call in up to ``rounds`` rounds and about ``seconds`` each, after warming up.
+
+    ``samplers`` names, for calls that are not timed by the wall clock, what times them.
+    """
+    take = {name: (samplers or {}).get(name, wall_clock) for name in calls}
     repeats, wanted = {}, {}
     for name, call in calls.items():
-        _sample(call, 2)
-        estimate = _sample(call, 1)
+        take[name](call, 2)
+        estimate = take[name](call, 1)
         repeats[name] = max(1, round(MINIMUM_SAMPLE_S / estimate))
         fitting = int(seconds / (estimate * repeats[name]))
         wanted[name] = min(rounds, max(MINIMUM_ROUNDS, fitting))
@@ -68,7 +80,7 @@ def interleave(
         for index in range(rounds):
             for name, call in calls.items():
                 if _takes_part(index, rounds, wanted[name]):
-                    samples[name].append(_sample(call, repeats[name]))
+                    samples[name].append(take[name](call, repeats[name]))
             gc.collect()
     finally:
         if collecting:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import riskernels
-from riskernels import library
+from riskernels import _resources, library
 
 _VARIABLES = ("RISKERNELS_REQUIRE", "RISKERNELS_SIMD")
 
@@ -94,12 +94,22 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the facts; ``--json`` as JSON."""
+    """Print the facts; ``--json`` as JSON, ``--verbose`` with the resources of the CUDA kernels."""
     parser = argparse.ArgumentParser(prog="python -m riskernels.info", description=__doc__)
     parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument(
+        "--verbose", action="store_true", help="resources of the CUDA kernels as well"
+    )
     arguments = parser.parse_args(argv)
     facts = collect()
-    print(json.dumps(facts, indent=2) if arguments.json else "\n".join(_lines(facts)))
+    if arguments.verbose:
+        facts["cuda_kernels"] = _resources.collect()
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    print("\n".join(_lines(facts)))
+    if arguments.verbose:
+        print("\n" + "\n".join(_resources.lines(facts["cuda_kernels"])))
     return 0
 
 

@@ -169,6 +169,9 @@ def load() -> None:
             raise ImportError(
                 f"RISKERNELS_REQUIRE={name}: backend not available: {_status[name].reason}"
             )
+        if name == "triton":
+            # Imported late otherwise; who requires it wants to hear now of one that is broken.
+            importlib.import_module("triton")
 
 
 def backend_status() -> dict[str, BackendStatus]:

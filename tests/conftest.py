@@ -13,6 +13,7 @@ import torch
 from riskernels import library
 
 _exercised: set[str] = set()
+_checks: set[str] = set()
 
 # Tests run in parallel processes; a pool of threads in each would only make them wait.
 torch.set_num_threads(1)
@@ -56,23 +57,46 @@ def poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "check(name): part of a check that a run can be asked for")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Record the checks of which a test has passed."""
+    yield
+    _checks.update(name for marker in item.iter_markers("check") for name in marker.args)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: object, error: object) -> None:
     """Collect what a parallel worker exercised."""
     _exercised.update(getattr(node, "workeroutput", {}).get("backends", ()))
+    _checks.update(getattr(node, "workeroutput", {}).get("checks", ()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _exercised:
-        terminalreporter.write_line(f"backends exercised: {', '.join(sorted(_exercised))}")
+    for kind, names in (("backends", _exercised), ("checks of GPU code", _checks)):
+        if names:
+            terminalreporter.write_line(f"{kind} exercised: {', '.join(sorted(names))}")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """RISKERNELS_EXPECT_BACKENDS=a,b fails a run that did not exercise exactly these."""
+    """Fail a run that did not exercise what it was asked for.
+
+    RISKERNELS_EXPECT_BACKENDS=a,b asks for exactly these backends, RISKERNELS_EXPECT_CHECKS=a,b for
+    at least these checks.
+    """
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["backends"] = sorted(_exercised)
+        session.config.workeroutput["checks"] = sorted(_checks)
         return
     expected = os.environ.get("RISKERNELS_EXPECT_BACKENDS")
     if expected and _exercised != set(expected.split(",")):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         print(f"\nbackends exercised: {sorted(_exercised)}, expected: {expected}")
+    wanted = os.environ.get("RISKERNELS_EXPECT_CHECKS")
+    missing = set(wanted.split(",")) - _checks if wanted else set()
+    if missing:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print(f"\nchecks not exercised: {sorted(missing)}")

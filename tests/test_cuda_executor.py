@@ -9,6 +9,7 @@ import subprocess
 import pytest
 from cuda_on_cpu import harness
 
+pytestmark = pytest.mark.check("cuda-executor")
 SEEDS = range(8)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from riskernels.reference import hermitian_nmse as nmse_reference
 from riskernels.testing import assert_close, tolerance
 
+pytestmark = pytest.mark.check("cuda-executor")
 DTYPES = [torch.complex64, torch.complex128]
 
 

@@ -55,7 +55,10 @@ def test_tikhonov(backend, op, change, message):
 
 @pytest.mark.parametrize("size", ["snapshots", "m", "n"])
 def test_empty_dimensions(backend, size):
-    arguments = tikhonov(**{size: 0})
+    arguments = {
+        k: v.to(backend.device) if isinstance(v, torch.Tensor) else v
+        for k, v in tikhonov(**{size: 0}).items()
+    }
     with pytest.raises(RuntimeError, match="L, M and N must be at least 1"):
         riskernels.tikhonov_covariance(**arguments)
 

@@ -21,10 +21,13 @@ from typing import Any
 import pytest
 import torch
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None,
-    reason="triton is not installed (PyPI has it for Linux on x86-64 only)",
-)
+pytestmark = [
+    pytest.mark.check("triton-compiler"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None,
+        reason="triton is not installed (PyPI has it for Linux on x86-64 only)",
+    ),
+]
 
 COVARIANCE = {
     "estimate_kernel",

@@ -37,7 +37,10 @@ def obstacle() -> str:
     return ""
 
 
-pytestmark = pytest.mark.skipif(bool(obstacle()), reason=obstacle())
+pytestmark = [
+    pytest.mark.check("triton-interpreter"),
+    pytest.mark.skipif(bool(obstacle()), reason=obstacle()),
+]
 
 C64, C128 = torch.complex64, torch.complex128
 CPU = SimpleNamespace(name="triton", device="cpu")

@@ -55,7 +55,8 @@ def oracle_snapshots(y: Tensor, h: Tensor, codes: Tensor) -> Tensor:
     By Cholesky: torch 2.13 with MKL on several threads fails in batched complex LU at N = 256.
     """
     phi = (h if h.dim() == 4 else h.unsqueeze(1)) * codes.unsqueeze(-2)
-    system = phi.mH @ phi + ALPHA * torch.eye(phi.shape[-1], dtype=phi.dtype)
+    identity = torch.eye(phi.shape[-1], dtype=phi.dtype, device=phi.device)
+    system = phi.mH @ phi + ALPHA * identity
     factor = torch.linalg.cholesky(system)
     return torch.cholesky_solve(phi.mH @ y.unsqueeze(-1), factor).squeeze(-1)
 

@@ -28,7 +28,7 @@ def _inputs(case: Case, generator: torch.Generator) -> Inputs:
 
 
 def _oracle_nmse(estimate: Tensor, target: Tensor) -> Tensor:
-    diagonal = torch.eye(estimate.shape[-1], dtype=torch.bool)
+    diagonal = torch.eye(estimate.shape[-1], dtype=torch.bool, device=estimate.device)
 
     def part(selection: Tensor) -> Tensor:
         error = ((estimate - target).abs().square() * selection).sum((-2, -1))

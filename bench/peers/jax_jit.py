@@ -2,7 +2,9 @@
 """JAX jit: one factorisation where it holds, blocked push-through elsewhere, and the NMSE.
 
 Threads: XLA sizes its pool from the affinity of the process, which is set before JAX is imported.
-JAX's gradient of a real function is the conjugate of PyTorch's, hence the conjugations.
+On a GPU the arrays are PyTorch's own memory, and calls are queued as PyTorch's are: ``finish``
+waits for the last one. JAX's gradient of a real function is the conjugate of PyTorch's, hence the
+conjugations.
 """
 
 from __future__ import annotations
@@ -24,16 +26,47 @@ def _to_torch(outputs: Any) -> Outputs:
     return tuple(torch.from_numpy(numpy.array(array)) for array in arrays)
 
 
-def _runner(function: Any, inputs: Inputs, names: tuple[str, ...]):
+def _array(tensor: torch.Tensor) -> Any:
     import jax
 
-    values = [jax.numpy.asarray(inputs[name].numpy()) for name in names]
-    compiled = jax.jit(function)
+    if not tensor.is_cuda:
+        return jax.numpy.asarray(tensor.numpy())
+    if jax.default_backend() != "gpu":
+        raise RuntimeError("this JAX was installed without CUDA")
+    return jax.dlpack.from_dlpack(tensor.contiguous())
+
+
+_compiled: dict[str, Any] = {}
+
+
+def _jit(case: Case, function: Any) -> Any:
+    """The compiled function of the case: one for all copies of its inputs."""
+    import jax
+
+    if case.identifier not in _compiled:
+        _compiled.clear()
+        _compiled[case.identifier] = jax.jit(function)
+    return _compiled[case.identifier]
+
+
+def _runner(case: Case, function: Any, inputs: Inputs, names: tuple[str, ...]):
+    import jax
+
+    values = [_array(inputs[name]) for name in names]
+    compiled = _jit(case, function)
+    if inputs[names[0]].is_cuda:
+        return lambda: compiled(*values)
 
     def run() -> Any:
         return jax.block_until_ready(compiled(*values))
 
     return run
+
+
+def _finish(outputs: Any) -> None:
+    import jax
+
+    jax.block_until_ready(outputs)
 
 
 def _loaded_factor(gram: Any) -> Any:
@@ -101,11 +134,11 @@ def covariance_and_gradients_shared(y: Any, h: Any, codes: Any, upstream: Any) -
     return result, w * scale, grad_h, q.conj() * back_z - a.conj() * back_w
 
 
-def _covariance_and_gradients(covariance: Any) -> Any:
+def _with_gradients(forward: Any) -> Any:
     def function(y: Any, h: Any, codes: Any, upstream: Any) -> Any:
         import jax
 
-        result, pull = jax.vjp(covariance, y, h, codes)
+        result, pull = jax.vjp(forward, y, h, codes)
         return (result, *(gradient.conj() for gradient in pull(upstream.conj())))
 
     return function
@@ -113,14 +146,16 @@ def _covariance_and_gradients(covariance: Any) -> Any:
 
 def prepare_tikhonov(case: Case, inputs: Inputs):
     shared = one_factorisation(case)
-    snapshots = snapshots_shared if shared else snapshots_push_through
+    covariance = case.operator == "tikhonov_covariance"
+    if case.gradients and shared and covariance:
+        names = ("y", "h", "codes", "upstream")
+        return _runner(case, covariance_and_gradients_shared, inputs, names)
+    # Differentiated as it stands, the one factor would give a wrong gradient to the codes.
+    snapshots = snapshots_shared if shared and not case.gradients else snapshots_push_through
+    function = _covariance(snapshots) if covariance else snapshots
     if case.gradients:
-        function: Any = covariance_and_gradients_shared
-        if not shared:
-            function = _covariance_and_gradients(_covariance(snapshots))
-        return _runner(function, inputs, ("y", "h", "codes", "upstream"))
-    function = _covariance(snapshots) if case.operator == "tikhonov_covariance" else snapshots
-    return _runner(function, inputs, ("y", "h", "codes"))
+        return _runner(case, _with_gradients(function), inputs, ("y", "h", "codes", "upstream"))
+    return _runner(case, function, inputs, ("y", "h", "codes"))
 
 
 def nmse(estimate: Any, target: Any) -> Any:
@@ -140,7 +175,7 @@ def prepare_nmse(case: Case, inputs: Inputs):
     import jax
 
     if not case.gradients:
-        return _runner(nmse, inputs, ("estimate", "target"))
+        return _runner(case, nmse, inputs, ("estimate", "target"))
     indices = {"estimate": 0, "target": 1}
     wanted = tuple(indices[name] for name in case.gradients)
 
@@ -149,7 +184,7 @@ def prepare_nmse(case: Case, inputs: Inputs):
         gradients = pull(upstream)
         return (result, *(gradients[i].conj() for i in wanted))
 
-    return _runner(function, inputs, ("estimate", "target", "upstream"))
+    return _runner(case, function, inputs, ("estimate", "target", "upstream"))
 
 
 def prepare(case: Case, inputs: Inputs):
@@ -164,5 +199,6 @@ PEERS = (
         prepare,
         requires=("jax",),
         to_torch=_to_torch,
+        finish=_finish,
     ),
 )

@@ -9,11 +9,12 @@ view, Inductor of torch 2.13 returns a gradient whose diagonal is wrong.
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 
 from bench.operators._calls import torch_call
-from bench.operators._tikhonov import ARGUMENTS, one_factorisation, per_snapshot
+from bench.operators._tikhonov import ARGUMENTS, per_snapshot
 from bench.peers import torch_eager, torch_push_through, torch_shared_factorisation
 from bench.peers._tikhonov import covariance
 from bench.peers._tikhonov import serves as serves_tikhonov
@@ -22,9 +23,17 @@ from bench.registry import Case, Inputs, Peer
 BACKEND = "inductor"
 
 
-def _compile(function):
-    torch._dynamo.reset()
-    return torch.compile(function, fullgraph=True, dynamic=False, backend=BACKEND)
+_compiled: dict[tuple[str, str], Any] = {}
+
+
+def _compile(case: Case, function: Any) -> Any:
+    """The compiled function of the case: one for all copies of its inputs."""
+    key = (case.identifier, BACKEND)
+    if key not in _compiled:
+        torch._dynamo.reset()
+        _compiled.clear()
+        _compiled[key] = torch.compile(function, fullgraph=True, dynamic=False, backend=BACKEND)
+    return _compiled[key]
 
 
 def _quiet(run):
@@ -36,9 +45,9 @@ def _quiet(run):
 
 
 def prepare_tikhonov(case: Case, inputs: Inputs):
-    if one_factorisation(case):
+    if torch_shared_factorisation.serves_shared(case):
         function, names = torch_shared_factorisation.call(case)
-        compiled, values = _compile(function), [inputs[name] for name in names]
+        compiled, values = _compile(case, function), [inputs[name] for name in names]
 
         def run():
             with torch.no_grad():
@@ -47,12 +56,13 @@ def prepare_tikhonov(case: Case, inputs: Inputs):
         return _quiet(run)
     module = torch_push_through
     snapshots = module.snapshots if per_snapshot(case) else module.snapshots_blocked
-    function = _compile(covariance(snapshots, case))
+    function = _compile(case, covariance(snapshots, case))
     return _quiet(torch_call(function, case, inputs, ARGUMENTS))
 
 
 def prepare_nmse(case: Case, inputs: Inputs):
-    return _quiet(torch_call(_compile(torch_eager.nmse_norms), case, inputs, torch_eager.ARGUMENTS))
+    compiled = _compile(case, torch_eager.nmse_norms)
+    return _quiet(torch_call(compiled, case, inputs, torch_eager.ARGUMENTS))
 
 
 def prepare(case: Case, inputs: Inputs):

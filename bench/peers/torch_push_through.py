@@ -19,7 +19,8 @@ from bench.registry import Case, Inputs, Peer
 
 def solve(gram: Tensor, y: Tensor) -> Tensor:
     """(gram + alpha I)^{-1} y by Cholesky, gram [..., M, M] and y [..., M]."""
-    system = gram + ALPHA * torch.eye(gram.shape[-1], dtype=gram.dtype)
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    system = gram + ALPHA * identity
     factor, _ = torch.linalg.cholesky_ex(system)
     return torch.cholesky_solve(y.unsqueeze(-1), factor).squeeze(-1)
 

@@ -19,7 +19,7 @@ from bench.registry import Case, Inputs, Peer
 def factorise(h: Tensor, codes: Tensor) -> Tensor:
     """Cholesky factor of H diag(|c|^2) H^H + alpha I, [B,M,M]."""
     weights = torch.view_as_real(codes[:, :1]).square().sum(-1)
-    loading = ALPHA * torch.eye(h.shape[1], dtype=h.dtype)
+    loading = ALPHA * torch.eye(h.shape[1], dtype=h.dtype, device=h.device)
     return torch.linalg.cholesky_ex(torch.baddbmm(loading, h * weights, h.mH))[0]
 
 
@@ -60,7 +60,8 @@ def call(case: Case) -> tuple:
 
 
 def serves_shared(case: Case) -> bool:
-    return serves(case) and one_factorisation(case)
+    by_hand = not case.gradients or case.operator == "tikhonov_covariance"
+    return serves(case) and one_factorisation(case) and by_hand
 
 
 def prepare(case: Case, inputs: Inputs):

@@ -4,15 +4,16 @@
 
 #include <tuple>
 
+#include "../common/tikhonov_inputs.hpp"
 #include "kernels.hpp"
-#include "tikhonov_inputs.hpp"
+#include "ranges.hpp"
 
 namespace riskernels {
 namespace {
 
 Tensor covariance(const Tensor& y, const Tensor& h, const Tensor& codes, double alpha,
                   bool relative, bool center) {
-  check_tikhonov("tikhonov_covariance", y, h, codes, alpha);
+  check_tikhonov("tikhonov_covariance", DeviceType::CPU, y, h, codes, alpha);
   const int64_t n = codes.size(2);
   Tensor out = new_output(y, {y.size(0), n, n});
   const auto run = [&]<typename T>(T) {
@@ -31,7 +32,7 @@ std::tuple<Tensor, Tensor, Tensor> covariance_backward(const Tensor& grad, const
                                                        double alpha, bool relative, bool center,
                                                        bool need_y, bool need_h, bool need_codes) {
   const char* op = "tikhonov_covariance_backward";
-  check_tikhonov(op, y, h, codes, alpha);
+  check_tikhonov(op, DeviceType::CPU, y, h, codes, alpha);
   check_complex(op, "grad", grad, y);
   check_shape(op, "grad", grad, {y.size(0), codes.size(2), codes.size(2)});
   GradientTensors out(y, h, codes, need_y, need_h, need_codes);

@@ -4,15 +4,16 @@
 
 #include <tuple>
 
+#include "../common/tikhonov_inputs.hpp"
 #include "kernels.hpp"
-#include "tikhonov_inputs.hpp"
+#include "ranges.hpp"
 
 namespace riskernels {
 namespace {
 
 Tensor snapshots(const Tensor& y, const Tensor& h, const Tensor& codes, double alpha,
                  bool relative) {
-  check_tikhonov("tikhonov_snapshots", y, h, codes, alpha);
+  check_tikhonov("tikhonov_snapshots", DeviceType::CPU, y, h, codes, alpha);
   Tensor out = new_output(y, {y.size(0), y.size(1), codes.size(2)});
   const auto run = [&]<typename T>(T) {
     const auto problem = tikhonov_problem<T>(y, h, codes, alpha, relative, false);
@@ -30,7 +31,7 @@ std::tuple<Tensor, Tensor, Tensor> snapshots_backward(const Tensor& grad, const 
                                                       double alpha, bool relative, bool need_y,
                                                       bool need_h, bool need_codes) {
   const char* op = "tikhonov_snapshots_backward";
-  check_tikhonov(op, y, h, codes, alpha);
+  check_tikhonov(op, DeviceType::CPU, y, h, codes, alpha);
   check_complex(op, "grad", grad, y);
   check_shape(op, "grad", grad, {y.size(0), y.size(1), codes.size(2)});
   GradientTensors out(y, h, codes, need_y, need_h, need_codes);

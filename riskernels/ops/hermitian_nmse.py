@@ -249,7 +249,5 @@ def hermitian_nmse(
         >>> hermitian_nmse(torch.zeros_like(target), target)
         tensor([1., 1., 1.])
     """
-    result: Tensor = torch.ops.riskernels.hermitian_nmse(
-        estimate, target, lam_diag, lam_off, eps, element_mask=element_mask
-    )
-    return result
+    # What the operator of this name is composed of, without the way through its composition.
+    return _composite(estimate, target, lam_diag, lam_off, eps, element_mask=element_mask)

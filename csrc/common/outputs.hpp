@@ -15,8 +15,9 @@
 
 namespace riskernels {
 
-// A contiguous uninitialised tensor. Large ones ask for huge pages, as NumPy's do: where the memory
-// is fresh from the kernel, faulting it in by 4 KiB pages costs more than the whole computation.
+// A contiguous uninitialised tensor on the device of `like`. Large ones on the CPU ask for huge
+// pages, as NumPy's do: where the memory is fresh from the kernel, faulting it in by 4 KiB pages
+// costs more than the whole computation.
 inline torch::stable::Tensor new_output(const torch::stable::Tensor& like,
                                         const std::vector<int64_t>& sizes,
                                         std::optional<torch::headeronly::ScalarType> dtype = {}) {
@@ -24,7 +25,7 @@ inline torch::stable::Tensor new_output(const torch::stable::Tensor& like,
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr std::uintptr_t kPage = 4096, kLarge = std::uintptr_t{1} << 22;
   const auto bytes = static_cast<std::uintptr_t>(tensor.numel()) * tensor.element_size();
-  if (bytes >= kLarge) {
+  if (bytes >= kLarge && tensor.is_cpu()) {
     const auto begin = reinterpret_cast<std::uintptr_t>(tensor.data_ptr());
     const auto first = (begin + kPage - 1) / kPage * kPage;
     const auto last = (begin + bytes) / kPage * kPage;
@@ -33,6 +34,13 @@ inline torch::stable::Tensor new_output(const torch::stable::Tensor& like,
   }
 #endif
   return tensor;
+}
+
+// The gradient to `input`; an empty tensor where it is not needed.
+inline torch::stable::Tensor new_gradient(const torch::stable::Tensor& input, bool needed) {
+  std::vector<int64_t> sizes;
+  for (int64_t i = 0; needed && i < input.dim(); ++i) sizes.push_back(input.size(i));
+  return new_output(input, needed ? sizes : std::vector<int64_t>{0});
 }
 
 }  // namespace riskernels

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the launchers ask of their tensors. Messages name the operator, what it got and what it
-// expects, in the words of riskernels/ops/_checks.py.
+// What the launchers of every device ask of their tensors. Messages name the operator, what it got
+// and what it expects, in the words and the order of riskernels/ops/_checks.py.
 #pragma once
 
+#include <torch/csrc/stable/device.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <cmath>
 #include <cstdint>
-#include <exception>
 #include <initializer_list>
-#include <mutex>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -18,6 +17,7 @@
 
 namespace riskernels {
 
+using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -78,6 +78,20 @@ inline const char* dtype_text(ScalarType type) {
   }
 }
 
+inline std::string device_text(const Tensor& tensor) {
+  const auto device = tensor.device();
+  switch (device.type()) {
+    case DeviceType::CPU:
+      return "cpu";
+    case DeviceType::CUDA:
+      return "cuda:" + std::to_string(device.index());
+    case DeviceType::Meta:
+      return "meta";
+    default:
+      return "another device";
+  }
+}
+
 inline ScalarType real_of(ScalarType complex) {
   return complex == ScalarType::ComplexFloat ? ScalarType::Float : ScalarType::Double;
 }
@@ -89,12 +103,19 @@ inline void check_dtype(const char* op, const char* name, const Tensor& tensor,
          dtype_text(expected));
 }
 
-inline void check_cpu(const char* op, const char* name, const Tensor& tensor) {
-  if (!tensor.is_cpu()) fail(op, name, " is on another device, expected cpu as the first argument");
+inline bool same_device(const Tensor& tensor, const Tensor& like) {
+  return tensor.device() == like.device();
+}
+
+// The dispatcher sends a call here if any tensor is on the launcher's device. Only after all others
+// were found to be where the first is does it say something that the first is there too.
+inline void check_device(const char* op, const char* name, const Tensor& first,
+                         DeviceType launcher) {
+  if (first.device().type() != launcher)
+    fail(op, name, " is on ", device_text(first), ", where this kernel does not run");
 }
 
 inline void check_complex(const char* op, const char* name, const Tensor& tensor) {
-  check_cpu(op, name, tensor);
   const auto type = tensor.scalar_type();
   if (type != ScalarType::ComplexFloat && type != ScalarType::ComplexDouble)
     fail(op, name, " has dtype ", dtype_text(type), ", expected complex64 or complex128");
@@ -106,6 +127,9 @@ inline void check_complex(const char* op, const char* name, const Tensor& tensor
   if (tensor.scalar_type() != like.scalar_type())
     fail(op, name, " has dtype ", dtype_text(tensor.scalar_type()), ", expected ",
          dtype_text(like.scalar_type()), " as the first argument");
+  if (!same_device(tensor, like))
+    fail(op, name, " is on ", device_text(tensor), ", expected ", device_text(like),
+         " as the first argument");
 }
 
 inline void check_shape(const char* op, const char* name, const Tensor& tensor,
@@ -122,25 +146,6 @@ const T* real_pointer(const Tensor& tensor) {
 template <typename T>
 T* mutable_real_pointer(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
-}
-
-// Scenes on torch's own thread pool. A scene is a task: work inside one is never split, so the
-// result does not depend on the number of threads. An exception cannot cross torch's C callback,
-// so the first one is carried around it.
-template <typename F>
-void for_each_range(int64_t scenes, const F& f) {
-  if (scenes == 0) return;
-  std::exception_ptr error;
-  std::mutex guard;
-  torch::stable::parallel_for(0, scenes, 1, [&](int64_t begin, int64_t end) {
-    try {
-      f(begin, end);
-    } catch (...) {
-      const std::lock_guard<std::mutex> lock(guard);
-      if (!error) error = std::current_exception();
-    }
-  });
-  if (error) std::rethrow_exception(error);
 }
 
 }  // namespace riskernels

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// Example calls of the operators, from which riskernels.info reports what their kernels take.
+//
+// An example runs the operator's own plan on a capturing stream: nothing is executed, no memory is
+// touched, and the captured graph holds exactly the kernels of such a call, their grids and their
+// shared memory. So there is no second list of kernels that could say something else.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <vector>
+
+#include "../common/tikhonov_problem.hpp"
+#include "launch.cuh"
+
+namespace riskernels::cuda {
+
+struct ExampleShape {
+  int64_t scenes, snapshots, antennas, elements;  // B, L, M, N
+  bool h_per_snapshot;
+  bool backward;
+};
+
+constexpr std::initializer_list<ExampleShape> kTikhonovShapes = {
+    {64, 16, 16, 144, false, false}, {64, 16, 16, 144, false, true},
+    {64, 16, 16, 144, true, false},  {64, 16, 16, 144, true, true},
+    {64, 16, 64, 144, false, false}, {64, 16, 64, 144, false, true},
+};
+constexpr std::initializer_list<ExampleShape> kNmseShapes = {
+    {64, 0, 0, 144, false, false},
+    {64, 0, 0, 144, false, true},
+};
+
+struct Example {
+  const char* op;
+  const char* dtype;
+  ExampleShape shape;
+  void (*start)(const Target&, const ExampleShape&);
+};
+
+// Every example of the library.
+inline std::vector<Example>& examples() {
+  static std::vector<Example> all;
+  return all;
+}
+
+struct AddExamples {
+  using Start = void (*)(const Target&, const ExampleShape&);
+  AddExamples(const char* op, Start in_single, Start in_double,
+              std::initializer_list<ExampleShape> shapes) {
+    for (const auto& shape : shapes) {
+      examples().push_back({op, "complex64", shape, in_single});
+      examples().push_back({op, "complex128", shape, in_double});
+    }
+  }
+};
+
+// Not null, aligned as torch aligns, and never dereferenced.
+template <typename T>
+T* example_pointer() {
+  return reinterpret_cast<T*>(std::uintptr_t{1} << 20);
+}
+
+template <typename T>
+TikhonovProblem<T> example_problem(const ExampleShape& shape) {
+  const int64_t l = shape.snapshots, m = shape.antennas, n = shape.elements;
+  const int64_t channels = shape.h_per_snapshot ? l : 1;
+  TikhonovProblem<T> p{};
+  p.scenes = shape.scenes;
+  p.snapshots = l;
+  p.antennas = m;
+  p.elements = n;
+  p.y = p.h = p.codes = example_pointer<T>();
+  const int64_t y[] = {l * m, m, 1}, codes[] = {l * n, n, 1};
+  const int64_t h[] = {channels * m * n, shape.h_per_snapshot ? m * n : 0, n, 1};
+  for (int i = 0; i < 3; ++i) {
+    p.y_stride[i] = y[i];
+    p.codes_stride[i] = codes[i];
+  }
+  for (int i = 0; i < 4; ++i) p.h_stride[i] = h[i];
+  p.h_per_snapshot = shape.h_per_snapshot;
+  p.alpha = 1e-3;
+  return p;
+}
+
+template <typename T>
+TikhonovGradients<T> example_gradients() {
+  return {example_pointer<T>(), example_pointer<T>(), example_pointer<T>()};
+}
+
+}  // namespace riskernels::cuda
