@@ -16,6 +16,7 @@ namespace riskernels::cuda {
 
 // Snapshots that share H and are factored together: what one load of solutions takes.
 constexpr int kGroup = 4;
+
 // Where a scene's arrays lie in shared memory, and their sizes; made by the host and read from the
 // kernel's parameters, so that it takes no registers.
 template <typename T>

@@ -73,8 +73,7 @@ RISKERNELS_DEVICE void finish_codes(const Place& at, int m, int64_t n_begin, int
 }
 
 // dL/dH(m, n) = sum_l z_l(m) q_l - w_l(m) a_l + term_l |c_l|^2 H(m, n) with q and a as finish_codes
-// leaves them, for
-// an H that the snapshots share; a block of 4 antennas x 32 elements to a warp.
+// leaves them, for an H that the snapshots share; a block of 4 antennas x 32 elements to a warp.
 template <typename T, typename Channel, typename Codes, typename Estimates, typename Gradients,
           typename Solutions>
 RISKERNELS_DEVICE void finish_channel(const Place& at, int m, int64_t n_begin, int64_t n_end,

@@ -75,8 +75,7 @@ class _ReverseModeOnly:
 
     Without a requires_grad input, torch's rule would drop a forward-mode tangent and so return a
     derivative of zero. The kernel that is registered here looks for tangents first. It also goes
-    straight to the backend where nothing is to be differentiated, which spares such a call about
-    a third of its time on the host.
+    straight to the backend where nothing is to be differentiated, without torch's rule in Python.
     """
 
     def impl(self, op: str, kernel: Callable[..., Any], key: str, **options: Any) -> None:

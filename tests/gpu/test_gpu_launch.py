@@ -129,11 +129,13 @@ def test_a_call_does_not_wait(gpu_backend):
         function, inputs = case.function(), case.inputs()
         forward_and_backward(function, inputs)
         weight = weight_of(function(*inputs))
+        # A call that waits raises RuntimeError.
         torch.cuda.set_sync_debug_mode("error")
         try:
-            forward_and_backward(function, inputs, weight)
+            got = forward_and_backward(function, inputs, weight)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+        assert_same(got, forward_and_backward(function, inputs, weight))
 
 
 def needs_bytes(wanted: int) -> None:
