@@ -10,6 +10,28 @@
 
 namespace riskernels {
 
+// Weights, eps and the mask, for covariances or factors `like` of B scenes and N elements.
+inline void check_nmse_options(const char* op, const std::optional<Tensor>& mask, double lam_diag,
+                               double lam_off, double eps, const Tensor& like) {
+  const std::pair<const char*, double> values[] = {
+      {"lam_diag", lam_diag}, {"lam_off", lam_off}, {"eps", eps}};
+  for (const auto& [name, value] : values)
+    if (!(std::isfinite(value) && value >= 0))
+      fail(op, name, " is ", value, ", expected a finite number >= 0");
+  if (lam_diag + lam_off <= 0)
+    fail(op, "lam_diag + lam_off is 0, expected at least one weight > 0");
+  if (mask.has_value()) {
+    const int64_t b = like.size(0), n = like.size(1);
+    check_dtype(op, "element_mask", *mask, ScalarType::Bool);
+    const auto sizes = shape(*mask);
+    if (sizes != std::vector<int64_t>{n} && sizes != std::vector<int64_t>{b, n})
+      fail(op, "element_mask has shape ", shape_text(sizes), ", expected [", n, "] or [", b, ", ",
+           n, "]");
+    if (!same_device(*mask, like))
+      fail(op, "element_mask is on ", device_text(*mask), ", expected ", device_text(like));
+  }
+}
+
 inline void check_nmse(const char* op, DeviceType launcher, const Tensor& estimate,
                        const Tensor& target, const std::optional<Tensor>& mask, double lam_diag,
                        double lam_off, double eps) {
@@ -20,34 +42,9 @@ inline void check_nmse(const char* op, DeviceType launcher, const Tensor& estima
   if (shape(target) != shape(estimate))
     fail(op, "target has shape ", shape_text(target), ", expected ", shape_text(estimate),
          " as estimate");
-  const int64_t b = estimate.size(0), n = estimate.size(1);
-  if (n < 1) fail(op, "N must be at least 1, got N=0");
-  const std::pair<const char*, double> values[] = {
-      {"lam_diag", lam_diag}, {"lam_off", lam_off}, {"eps", eps}};
-  for (const auto& [name, value] : values)
-    if (!(std::isfinite(value) && value >= 0))
-      fail(op, name, " is ", value, ", expected a finite number >= 0");
-  if (lam_diag + lam_off <= 0)
-    fail(op, "lam_diag + lam_off is 0, expected at least one weight > 0");
-  if (mask.has_value()) {
-    check_dtype(op, "element_mask", *mask, ScalarType::Bool);
-    const auto sizes = shape(*mask);
-    if (sizes != std::vector<int64_t>{n} && sizes != std::vector<int64_t>{b, n})
-      fail(op, "element_mask has shape ", shape_text(sizes), ", expected [", n, "] or [", b, ", ",
-           n, "]");
-    if (!same_device(*mask, estimate))
-      fail(op, "element_mask is on ", device_text(*mask), ", expected ", device_text(estimate));
-  }
+  if (estimate.size(1) < 1) fail(op, "N must be at least 1, got N=0");
+  check_nmse_options(op, mask, lam_diag, lam_off, eps, estimate);
   check_device(op, "estimate", estimate, launcher);
-}
-
-// grad [B] and sums [B, 4] of the backward: real, in the precision of the matrices.
-inline void check_nmse_real(const char* op, const char* name, const Tensor& tensor,
-                            std::initializer_list<int64_t> expected, const Tensor& like) {
-  check_dtype(op, name, tensor, real_of(like.scalar_type()));
-  if (!same_device(tensor, like))
-    fail(op, name, " is on ", device_text(tensor), ", expected ", device_text(like));
-  check_shape(op, name, tensor, expected);
 }
 
 template <typename T>

@@ -139,6 +139,22 @@ inline void check_shape(const char* op, const char* name, const Tensor& tensor,
          shape_text(std::vector<int64_t>(expected)));
 }
 
+// A tensor of the given dtype and shape on the device of `like`.
+inline void check_companion(const char* op, const char* name, const Tensor& tensor,
+                            ScalarType dtype, std::initializer_list<int64_t> expected,
+                            const Tensor& like) {
+  check_dtype(op, name, tensor, dtype);
+  if (!same_device(tensor, like))
+    fail(op, name, " is on ", device_text(tensor), ", expected ", device_text(like));
+  check_shape(op, name, tensor, expected);
+}
+
+// The same, real in the precision of `like`.
+inline void check_real_companion(const char* op, const char* name, const Tensor& tensor,
+                                 std::initializer_list<int64_t> expected, const Tensor& like) {
+  check_companion(op, name, tensor, real_of(like.scalar_type()), expected, like);
+}
+
 template <typename T>
 const T* real_pointer(const Tensor& tensor) {
   return static_cast<const T*>(tensor.data_ptr());

@@ -41,8 +41,8 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& estimate,
   check_nmse(op, DeviceType::CPU, estimate, target, mask, lam_diag, lam_off, eps);
   const auto real = real_of(estimate.scalar_type());
   const int64_t scenes = estimate.size(0);
-  check_nmse_real(op, "grad", grad, {scenes}, estimate);
-  check_nmse_real(op, "sums", sums, {scenes, 4}, estimate);
+  check_real_companion(op, "grad", grad, {scenes}, estimate);
+  check_real_companion(op, "sums", sums, {scenes, 4}, estimate);
   const Tensor packed_sums = torch::stable::contiguous(sums);
   Tensor grad_estimate = new_gradient(estimate, need_estimate);
   Tensor grad_target = new_gradient(target, need_target);

@@ -4,28 +4,68 @@
 
 #include <cstdint>
 
+#include "../common/blend_problem.hpp"
+#include "../common/factored_problem.hpp"
+#include "../common/leakage_problem.hpp"
 #include "../common/nmse_problem.hpp"
 #include "../common/tikhonov_problem.hpp"
 
-#define RISKERNELS_DECLARE_KERNELS(ISA)                                                        \
-  namespace ISA {                                                                              \
-  template <typename T>                                                                        \
-  void tikhonov_covariance(const TikhonovProblem<T>&, T* out, int64_t begin, int64_t end);     \
-  template <typename T>                                                                        \
-  void tikhonov_covariance_backward(const TikhonovProblem<T>&, const IncomingGradient<T>&,     \
-                                    const TikhonovGradients<T>&, int64_t begin, int64_t end);  \
-  template <typename T>                                                                        \
-  void tikhonov_snapshots(const TikhonovProblem<T>&, T* out, int64_t begin, int64_t end);      \
-  template <typename T>                                                                        \
-  void tikhonov_snapshots_backward(const TikhonovProblem<T>&, const IncomingGradient<T>&,      \
-                                   const TikhonovGradients<T>&, int64_t begin, int64_t end);   \
-  template <typename T>                                                                        \
-  void hermitian_nmse_forward(const NmseProblem<T>&, T* nmse, T* sums, int64_t begin,          \
-                              int64_t end);                                                    \
-  template <typename T>                                                                        \
-  void hermitian_nmse_backward(const NmseProblem<T>&, const T* grad, int64_t grad_stride,      \
-                               const T* sums, T* grad_estimate, T* grad_target, int64_t begin, \
-                               int64_t end);                                                   \
+#define RISKERNELS_DECLARE_KERNELS(ISA)                                                            \
+  namespace ISA {                                                                                  \
+  template <typename T>                                                                            \
+  void tikhonov_covariance(const TikhonovProblem<T>&, T* out, int64_t begin, int64_t end);         \
+  template <typename T>                                                                            \
+  void tikhonov_covariance_backward(const TikhonovProblem<T>&, const IncomingGradient<T>&,         \
+                                    const TikhonovGradients<T>&, int64_t begin, int64_t end);      \
+  template <typename T>                                                                            \
+  void tikhonov_snapshots(const TikhonovProblem<T>&, T* out, int64_t begin, int64_t end);          \
+  template <typename T>                                                                            \
+  void tikhonov_snapshots_backward(const TikhonovProblem<T>&, const IncomingGradient<T>&,          \
+                                   const TikhonovGradients<T>&, int64_t begin, int64_t end);       \
+  template <typename T>                                                                            \
+  void hermitian_nmse_forward(const NmseProblem<T>&, T* nmse, T* sums, int64_t begin,              \
+                              int64_t end);                                                        \
+  template <typename T>                                                                            \
+  void hermitian_nmse_backward(const NmseProblem<T>&, const T* grad, int64_t grad_stride,          \
+                               const T* sums, T* grad_estimate, T* grad_target, int64_t begin,     \
+                               int64_t end);                                                       \
+  template <typename T>                                                                            \
+  void blend_covariance(const BlendProblem<T>&, T* out, int64_t begin, int64_t end);               \
+  template <typename T>                                                                            \
+  void blend_covariance_backward(const BlendProblem<T>&, const IncomingGradient<T>&, T* grad_pred, \
+                                 int64_t begin, int64_t end);                                      \
+  template <typename T>                                                                            \
+  void subspace_leakage_forward(const LeakageProblem<T>&, const LeakageState<T>&, int64_t begin,   \
+                                int64_t end);                                                      \
+  template <typename T>                                                                            \
+  void subspace_leakage_backward(const LeakageProblem<T>&, const LeakageState<T>&, const T* grad,  \
+                                 int64_t grad_stride, T* grad_cov, int64_t begin, int64_t end);    \
+  template <typename T>                                                                            \
+  void factored_blend(const FactoredBlendProblem<T>&, T* out, T* rho, int64_t begin, int64_t end); \
+  template <typename T>                                                                            \
+  void factored_blend_backward(const FactoredBlendProblem<T>&, const IncomingGradient<T>&,         \
+                               T* grad_factor, int64_t begin, int64_t end);                        \
+  template <typename T>                                                                            \
+  void factored_nmse_forward(const FactoredNmseProblem<T>&, T* nmse, double* sums, double* gram,   \
+                             int64_t begin, int64_t end);                                          \
+  template <typename T>                                                                            \
+  void factored_nmse_backward(const FactoredNmseProblem<T>&, const T* grad, int64_t grad_stride,   \
+                              const double* sums, const double* gram, T* grad_factor, T* grad_rho, \
+                              T* grad_target, int64_t begin, int64_t end);                         \
+  template <typename T>                                                                            \
+  void factored_leakage_forward(const FactoredLeakageProblem<T>&, T* leakage, double* gram,        \
+                                int64_t begin, int64_t end);                                       \
+  template <typename T>                                                                            \
+  void factored_leakage_backward(const FactoredLeakageProblem<T>&, const T* grad,                  \
+                                 int64_t grad_stride, const T* leakage, const double* gram,        \
+                                 T* grad_factor, T* grad_rho, int64_t begin, int64_t end);         \
+  template <typename T>                                                                            \
+  void factored_spectrum_forward(const FactoredSpectrumProblem<T>&, T* values, T* vectors,         \
+                                 int64_t begin, int64_t end);                                      \
+  template <typename T>                                                                            \
+  void factored_spectrum_backward(const FactoredSpectrumProblem<T>&, const T* grad,                \
+                                  const int64_t* grad_stride, const T* vectors, T* grad_factor,    \
+                                  T* grad_rho, int64_t begin, int64_t end);                        \
   }
 
 namespace riskernels {

@@ -178,9 +178,9 @@ void tikhonov_covariance_backward(const TikhonovProblem<T>& problem,
     Carver carver(block);
     TikhonovScene<T> scene(problem, carver);
     TikhonovGradient<T> gradient(scene, carver);
-    const auto centered = carver.take_planar<T>(scene.snapshots, scene.n_pad);
-    const auto panel = carver.take_planar<T>(scene.n, kTile);
-    const auto mirror = carver.take_planar<T>(kTile, scene.n_pad);
+    const auto centered = take_planar<T>(carver, scene.snapshots, scene.n_pad);
+    const auto panel = take_planar<T>(carver, scene.n, kTile);
+    const auto mirror = take_planar<T>(carver, kTile, scene.n_pad);
     for (int64_t b = begin; run && b < end; ++b) {
       scene.estimate(b);
       const int64_t size = scene.snapshots * scene.n_pad;

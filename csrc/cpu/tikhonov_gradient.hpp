@@ -14,12 +14,12 @@ class TikhonovGradient {
   static constexpr int W = S::W;
 
   TikhonovGradient(TikhonovScene<T>& scene, Carver& carver)
-      : grad_a(carver.take_planar<T>(scene.snapshots, scene.n_pad)),
+      : grad_a(take_planar<T>(carver, scene.snapshots, scene.n_pad)),
         s(scene),
-        u_(carver.take_planar<T>(scene.snapshots, scene.n_pad)),
-        v_(carver.take_planar<T>(scene.snapshots, scene.n_pad)),
-        w_(carver.take_planar<T>(scene.m, scene.l_pad)),
-        row_(carver.take_planar<T>(scene.m, scene.n_pad)),
+        u_(take_planar<T>(carver, scene.snapshots, scene.n_pad)),
+        v_(take_planar<T>(carver, scene.snapshots, scene.n_pad)),
+        w_(take_planar<T>(carver, scene.m, scene.l_pad)),
+        row_(take_planar<T>(carver, scene.m, scene.n_pad)),
         element_energy_(carver.take<T>(scene.n_pad)),
         loading_term_(carver.take<T>(scene.l_pad)) {}
 

@@ -5,32 +5,17 @@
 #pragma once
 
 #include "../common/tikhonov_problem.hpp"
+#include "carver.hpp"
 #include "cholesky_lanes.hpp"
 
 namespace riskernels::RISKERNELS_ISA {
 
-// Hands out consecutive aligned pieces of one block; with a null block it only counts.
-class Carver {
- public:
-  explicit Carver(void* block) : block_(static_cast<char*>(block)) {}
-
-  template <typename T>
-  T* take(int64_t count) {
-    T* piece = block_ == nullptr ? nullptr : reinterpret_cast<T*>(block_ + used_);
-    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
-    return piece;
-  }
-  template <typename T>
-  Planar<T> take_planar(int64_t rows, int64_t row) {
-    T* re = take<T>(rows * row);
-    return {re, take<T>(rows * row), row};
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char* block_;
-  int64_t used_ = 0;
-};
+// Two arrays of rows, for real and imaginary parts.
+template <typename T>
+Planar<T> take_planar(Carver& carver, int64_t rows, int64_t row) {
+  T* re = carver.take<T>(rows * row);
+  return {re, carver.take<T>(rows * row), row};
+}
 
 template <typename T>
 RISKERNELS_INLINE Planar<const T> view(const Planar<T>& p) {
@@ -51,15 +36,15 @@ class TikhonovScene {
         snapshots(problem.snapshots),
         n_pad(round_up(n, kTile)),
         l_pad(round_up(snapshots, W)),
-        h(carver.take_planar<T>(m, n_pad)),
-        codes(carver.take_planar<T>(snapshots, n_pad)),
-        a(carver.take_planar<T>(snapshots, n_pad)),
-        z(carver.take_planar<T>(m, l_pad)),
+        h(take_planar<T>(carver, m, n_pad)),
+        codes(take_planar<T>(carver, snapshots, n_pad)),
+        a(take_planar<T>(carver, snapshots, n_pad)),
+        z(take_planar<T>(carver, m, l_pad)),
         weights(carver.take<T>(snapshots * n_pad)),
         loading(carver.take<T>(l_pad)),
         weights_by_element_(carver.take<T>(n_pad * l_pad)),
-        products_(carver.take_planar<T>(m, n_pad)),
-        factor_(carver.take_planar<T>(m * m, l_pad)) {
+        products_(take_planar<T>(carver, m, n_pad)),
+        factor_(take_planar<T>(carver, m * m, l_pad)) {
     factor_.column = l_pad;
     factor_.row = m * l_pad;
   }

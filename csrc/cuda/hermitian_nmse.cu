@@ -39,8 +39,8 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& estimate,
   const char* op = "hermitian_nmse_backward";
   check_nmse(op, DeviceType::CUDA, estimate, target, mask, lam_diag, lam_off, eps);
   const int64_t scenes = estimate.size(0);
-  check_nmse_real(op, "grad", grad, {scenes}, estimate);
-  check_nmse_real(op, "sums", sums, {scenes, 4}, estimate);
+  check_real_companion(op, "grad", grad, {scenes}, estimate);
+  check_real_companion(op, "sums", sums, {scenes, 4}, estimate);
   const Tensor packed_sums = torch::stable::contiguous(sums);
   Tensor grad_estimate = new_gradient(estimate, need_estimate);
   Tensor grad_target = new_gradient(target, need_target);

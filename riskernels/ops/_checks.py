@@ -68,6 +68,26 @@ def check_grad(op: str, grad: Tensor, shape: tuple[int, ...], like: Tensor) -> N
         _fail(op, f"grad has shape {_shape(grad)}, expected {list(shape)}")
 
 
+def check_nmse_options(
+    op: str, lam_diag: float, lam_off: float, eps: float, element_mask: Tensor | None, like: Tensor
+) -> None:
+    """Weights not both zero, element_mask [N] or [B, N] bool, for ``like`` [B, N, ...]."""
+    for name, value in (("lam_diag", lam_diag), ("lam_off", lam_off), ("eps", eps)):
+        if not (math.isfinite(value) and value >= 0):
+            _fail(op, f"{name} is {value:g}, expected a finite number >= 0")
+    if lam_diag + lam_off <= 0:
+        _fail(op, "lam_diag + lam_off is 0, expected at least one weight > 0")
+    if element_mask is None:
+        return
+    b, n = like.shape[:2]
+    if element_mask.dtype != torch.bool:
+        _fail(op, f"element_mask has dtype {element_mask.dtype}, expected torch.bool")
+    if tuple(element_mask.shape) not in ((n,), (b, n)):
+        _fail(op, f"element_mask has shape {_shape(element_mask)}, expected [{n}] or [{b}, {n}]")
+    if element_mask.device != like.device:
+        _fail(op, f"element_mask is on {element_mask.device}, expected {like.device}")
+
+
 def check_nmse(
     op: str,
     estimate: Tensor,
@@ -86,20 +106,7 @@ def check_nmse(
         _fail(op, f"target has shape {_shape(target)}, expected {_shape(estimate)} as estimate")
     if estimate.shape[1] < 1:
         _fail(op, "N must be at least 1, got N=0")
-    for name, value in (("lam_diag", lam_diag), ("lam_off", lam_off), ("eps", eps)):
-        if not (math.isfinite(value) and value >= 0):
-            _fail(op, f"{name} is {value:g}, expected a finite number >= 0")
-    if lam_diag + lam_off <= 0:
-        _fail(op, "lam_diag + lam_off is 0, expected at least one weight > 0")
-    if element_mask is None:
-        return
-    b, n = estimate.shape[:2]
-    if element_mask.dtype != torch.bool:
-        _fail(op, f"element_mask has dtype {element_mask.dtype}, expected torch.bool")
-    if tuple(element_mask.shape) not in ((n,), (b, n)):
-        _fail(op, f"element_mask has shape {_shape(element_mask)}, expected [{n}] or [{b}, {n}]")
-    if element_mask.device != estimate.device:
-        _fail(op, f"element_mask is on {element_mask.device}, expected {estimate.device}")
+    check_nmse_options(op, lam_diag, lam_off, eps, element_mask, estimate)
 
 
 def check_grad_real(

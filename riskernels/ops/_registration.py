@@ -151,6 +151,17 @@ def fold_vmap(size: int, value: Tensor, dim: int | None) -> Tensor:
     return moved.reshape(size * moved.shape[1], *moved.shape[2:])
 
 
+def fold_mask(size: int, b: int, mask: Tensor | None, dim: int | None) -> Tensor | None:
+    """As :func:`fold_vmap`, of an element mask [N] or [B, N]; one [N] for all stays as it is."""
+    if mask is None or (dim is None and mask.dim() == 1):
+        return mask
+    mapped = mask.unsqueeze(0) if dim is None else mask.movedim(dim, 0)
+    n = mapped.shape[-1]
+    if mapped.dim() == 2:
+        mapped = mapped.unsqueeze(1)
+    return mapped.expand(size, b, n).reshape(size * b, n)
+
+
 def unfold_vmap(size: int, value: Tensor) -> Tensor:
     """Undo :func:`fold_vmap` on an output."""
     return value.reshape(size, value.shape[0] // size if size else 0, *value.shape[1:])

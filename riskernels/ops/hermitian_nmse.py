@@ -16,6 +16,7 @@ from riskernels.ops._checks import check_grad_real, check_nmse
 from riskernels.ops._registration import (
     define,
     define_composite,
+    fold_mask,
     fold_vmap,
     refuse_autograd,
     register_autograd,
@@ -156,21 +157,11 @@ def _backward(ctx: Any, grad: Tensor, _grad_sums: Tensor | None) -> tuple[Tensor
     )
 
 
-def _fold_mask(size: int, b: int, mask: Tensor | None, dim: int | None) -> Tensor | None:
-    if mask is None or (dim is None and mask.dim() == 1):
-        return mask
-    mapped = mask.unsqueeze(0) if dim is None else mask.movedim(dim, 0)
-    n = mapped.shape[-1]
-    if mapped.dim() == 2:
-        mapped = mapped.unsqueeze(1)
-    return mapped.expand(size, b, n).reshape(size * b, n)
-
-
 def _vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     size = info.batch_size
     estimate, target = (fold_vmap(size, args[i], in_dims[i]) for i in range(2))
     b = estimate.shape[0] // size if size else 0
-    mask = _fold_mask(size, b, args[2], in_dims[2])
+    mask = fold_mask(size, b, args[2], in_dims[2])
     outputs = torch.ops.riskernels.hermitian_nmse_forward(estimate, target, mask, *args[3:])
     return tuple(unfold_vmap(size, out) for out in outputs), (0, 0)
 
@@ -181,7 +172,7 @@ def _vmap_backward(
     size = info.batch_size
     tensors = [fold_vmap(size, args[i], in_dims[i]) for i in range(4)]
     b = tensors[1].shape[0] // size if size else 0
-    mask = _fold_mask(size, b, args[4], in_dims[4])
+    mask = fold_mask(size, b, args[4], in_dims[4])
     outputs = torch.ops.riskernels.hermitian_nmse_backward(*tensors, mask, *args[5:], **needs)
     wanted = (needs.get("need_estimate", True), needs.get("need_target", True))
     pairs = list(zip(outputs, wanted, strict=True))
