@@ -23,7 +23,9 @@ CPP := $(shell find csrc tests/cuda_on_cpu -name '*.cpp' -o -name '*.hpp' -o -na
 # for what else is missing there.
 WHEELS ?=
 GPU_ENV = PATH="$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$$PATH"
-OPERATOR_TESTS := tests/test_errors.py tests/test_hermitian_nmse.py tests/test_library.py \
+OPERATOR_TESTS := tests/test_blend_covariance.py tests/test_errors.py tests/test_factored_blend.py \
+  tests/test_factored_leakage.py tests/test_factored_nmse.py tests/test_factored_spectrum.py \
+  tests/test_hermitian_nmse.py tests/test_library.py tests/test_subspace_leakage.py \
   tests/test_tikhonov_covariance.py tests/test_tikhonov_snapshots.py tests/test_transforms.py
 
 .PHONY: run test lint bench docs clean install-gpu test-gpu bench-gpu

@@ -95,7 +95,8 @@ void describe_example(const Example& example, const Stream& stream, int device, 
   out << "{\"operator\": " << quoted(example.op) << ", \"dtype\": " << quoted(example.dtype)
       << ", \"pass\": " << (at.backward ? "\"backward\"" : "\"forward\"")
       << ", \"B\": " << at.scenes << ", \"L\": " << at.snapshots << ", \"M\": " << at.antennas
-      << ", \"N\": " << at.elements
+      << ", \"N\": " << at.elements << ", \"columns\": " << at.columns
+      << ", \"sources\": " << at.sources
       << ", \"h_per_snapshot\": " << (at.h_per_snapshot ? "true" : "false") << ", \"kernels\": [";
   const char* separator = "";
   for (const auto node : nodes) {

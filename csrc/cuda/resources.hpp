@@ -10,6 +10,7 @@
 #include <initializer_list>
 #include <vector>
 
+#include "../common/factored_problem.hpp"
 #include "../common/tikhonov_problem.hpp"
 #include "launch.cuh"
 
@@ -19,6 +20,8 @@ struct ExampleShape {
   int64_t scenes, snapshots, antennas, elements;  // B, L, M, N
   bool h_per_snapshot;
   bool backward;
+  int64_t columns = 0;  // of a factor
+  int64_t sources = 0;  // columns of the target's factor, or of the steering vectors
 };
 
 constexpr std::initializer_list<ExampleShape> kTikhonovShapes = {
@@ -29,6 +32,31 @@ constexpr std::initializer_list<ExampleShape> kTikhonovShapes = {
 constexpr std::initializer_list<ExampleShape> kNmseShapes = {
     {64, 0, 0, 144, false, false},
     {64, 0, 0, 144, false, true},
+};
+constexpr auto& kBlendShapes = kNmseShapes;
+// The last are split into strips of columns.
+constexpr std::initializer_list<ExampleShape> kLeakageShapes = {
+    {64, 0, 0, 144, false, false, 0, 5},
+    {64, 0, 0, 144, false, true, 0, 5},
+    {4, 0, 0, 1024, false, false, 0, 5},
+    {4, 0, 0, 1024, false, true, 0, 5},
+};
+// A scene to a block, and few scenes of many elements.
+constexpr std::initializer_list<ExampleShape> kFactoredBlendShapes = {
+    {64, 16, 0, 144, false, false, 5},
+    {64, 16, 0, 144, false, true, 5},
+};
+constexpr std::initializer_list<ExampleShape> kFactoredShapes = {
+    {64, 0, 0, 144, false, false, 21, 5},
+    {64, 0, 0, 144, false, true, 21, 5},
+    {4, 0, 0, 4096, false, false, 26, 5},
+    {4, 0, 0, 4096, false, true, 26, 5},
+};
+// The last of more columns than a block decomposes on chip.
+constexpr std::initializer_list<ExampleShape> kSpectrumShapes = {
+    {64, 0, 0, 144, false, false, 21}, {64, 0, 0, 144, false, true, 21},
+    {4, 0, 0, 4096, false, false, 26}, {4, 0, 0, 4096, false, true, 26},
+    {4, 0, 0, 144, false, false, 128}, {4, 0, 0, 144, false, true, 128},
 };
 
 struct Example {
@@ -59,6 +87,12 @@ struct AddExamples {
 template <typename T>
 T* example_pointer() {
   return reinterpret_cast<T*>(std::uintptr_t{1} << 20);
+}
+
+// [B, N, columns], contiguous.
+template <typename T>
+Factor<T> example_factor(int64_t elements, int64_t columns) {
+  return {example_pointer<T>(), {elements * columns, columns, 1}, columns};
 }
 
 template <typename T>

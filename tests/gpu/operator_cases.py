@@ -57,6 +57,11 @@ class OperatorCase:
         return lambda *inputs: operator(*inputs, **options)
 
 
+def in_precision(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A complex tensor in ``dtype``, a real one in its precision."""
+    return value.to(dtype if value.is_complex() else dtype.to_real())
+
+
 def weight_of(value: Tensor, seed: int = 7) -> Tensor:
     """A fixed gradient to a value."""
     g = torch.Generator().manual_seed(seed)

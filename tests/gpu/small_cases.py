@@ -17,13 +17,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from operator_cases import BOTH, DOUBLE, OperatorCase, forward_and_backward, weight_of
+from covariance_cases import BLEND, OPERATORS, CovarianceCase
+from operator_cases import (
+    BOTH,
+    DOUBLE,
+    OperatorCase,
+    forward_and_backward,
+    in_precision,
+    weight_of,
+)
 
 import riskernels
 from riskernels.testing import assert_close, tolerance
 
 SHAPES = [(1, 1, 1, 1), (2, 3, 7, 31), (2, 5, 16, 33), (1, 2, 33, 20), (2, 16, 16, 144)]
-CASES = [
+FACTOR_SHAPES = [(1, 1, 1, 1), (3, 7, 3, 2), (2, 33, 21, 5), (2, 20, 26, 7), (2, 144, 21, 5)]
+CASES: list[OperatorCase | CovarianceCase] = [
     OperatorCase(op, shape, dtype, options, per_snapshot, modulus)
     for op, options in (("tikhonov_covariance", BOTH), ("tikhonov_snapshots", {"relative": True}))
     for shape in SHAPES
@@ -38,6 +47,12 @@ CASES += [
     for shape in SHAPES
     for dtype, masked in ((torch.complex64, False), (torch.complex64, True), (DOUBLE, True))
 ]
+CASES += [
+    CovarianceCase(op, shape, dtype, BLEND if "blend" in op else {}, op == "factored_nmse")
+    for op in OPERATORS
+    for shape in FACTOR_SHAPES
+    for dtype in (torch.complex64, DOUBLE)
+]
 
 
 def main() -> int:
@@ -49,9 +64,8 @@ def main() -> int:
         inputs = case.inputs(device=device)
         with riskernels.use_backend(backend):
             got = forward_and_backward(case.function(device), inputs)
-        wide = [value.cpu().to(torch.complex128) for value in inputs]
-        weight = weight_of(got[0]).cpu()
-        weight = weight.to(torch.complex128 if weight.is_complex() else torch.float64)
+        wide = [in_precision(value.cpu(), torch.complex128) for value in inputs]
+        weight = in_precision(weight_of(got[0]).cpu(), torch.complex128)
         with riskernels.use_backend("reference"):
             want = forward_and_backward(case.function("cpu"), wide, weight)
         if not (case.options.get("center") and case.shape[1] == 1):

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from covariance_cases import CASES as COVARIANCE_CASES
+from operator_cases import CASES as OPERATOR_CASES
 
 from bench import overhead
 from riskernels import _resources, library
 
 LIMIT = 15e-6
+OPERATORS = {case.op for case in [*OPERATOR_CASES, *COVARIANCE_CASES]}
 
 
-@pytest.mark.parametrize("op", ["tikhonov_covariance", "tikhonov_snapshots", "hermitian_nmse"])
+@pytest.mark.parametrize("op", sorted(OPERATORS))
 def test_launch_overhead(op):
     """An eager call costs the host less than 15 microseconds over an empty custom operator."""
     found = overhead.measure("cuda")
@@ -29,11 +32,7 @@ def needs_library() -> None:
 def test_no_kernel_spills_on_this_device():
     needs_library()
     calls = _resources.measured()["calls"]
-    assert {call["operator"] for call in calls} == {
-        "hermitian_nmse",
-        "tikhonov_covariance",
-        "tikhonov_snapshots",
-    }
+    assert {call["operator"] for call in calls} == OPERATORS
     for call in calls:
         assert call["kernels"], call
         for kernel in call["kernels"]:

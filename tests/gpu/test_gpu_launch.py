@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from operator_cases import CASES, OperatorCase, forward_and_backward, weight_of
+from covariance_cases import CASES as COVARIANCE_CASES
+from operator_cases import CASES as OPERATOR_CASES
+from operator_cases import OperatorCase, forward_and_backward, in_precision, weight_of
 
 import riskernels
 from riskernels.testing import assert_close, tolerance
 
+CASES = [*OPERATOR_CASES, *COVARIANCE_CASES]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -20,15 +23,12 @@ def assert_same(got: list[torch.Tensor], want: list[torch.Tensor], what: str = "
 
 @each_case
 def test_cuda_agrees_with_the_reference(gpu_backend, case):
-    inputs = [value.to(torch.complex128) for value in case.inputs()]
+    inputs = [in_precision(value, torch.complex128) for value in case.inputs()]
     with riskernels.use_backend("reference"):
         want = forward_and_backward(case.function(), inputs)
     weight = weight_of(want[0]).to(want[0].dtype)
-    narrow = [value.to(case.dtype) for value in inputs]
-    real = case.dtype.to_real()
-    got = forward_and_backward(
-        case.function(), narrow, weight.to(case.dtype if weight.is_complex() else real)
-    )
+    narrow = [in_precision(value, case.dtype) for value in inputs]
+    got = forward_and_backward(case.function(), narrow, in_precision(weight, case.dtype))
     for g, w in zip(got, want, strict=True):
         assert_close(g, w, tolerance(case.dtype, 100.0))
 
@@ -84,7 +84,7 @@ def test_current_stream(gpu_backend, case):
     assert_same(got, want)
 
 
-@pytest.mark.parametrize("op", ["tikhonov_covariance", "tikhonov_snapshots", "hermitian_nmse"])
+@pytest.mark.parametrize("op", sorted({case.op for case in CASES}))
 def test_compile_once_for_every_batch(op):
     """fullgraph with dynamic B, on whichever backend serves the device."""
     case = next(case for case in CASES if case.op == op)
@@ -112,7 +112,7 @@ def test_second_device(gpu_backend, case):
 
 
 def test_devices_that_differ():
-    y, h, codes = CASES[0].inputs()
+    y, h, codes = OPERATOR_CASES[0].inputs()
     with pytest.raises(RuntimeError, match="h is on cpu, expected cuda:0 as the first argument"):
         riskernels.tikhonov_covariance(y, h.cpu(), codes)
     with pytest.raises(RuntimeError, match="h is on cuda:0, expected cpu as the first argument"):
