@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the machine can do at the same threads in the same run: the yardsticks of every floor.
 
-The rate of float32 multiply-adds is that of a large sgemm, of PyTorch or NumPy, whichever is
-faster. Bandwidths are measured over sizes, for data that fits a cache comes from there: ``read``
-by sums and inner products, ``copy`` counting what is read and what is written, ``write`` by
-filling, each of its library calls at its fastest. Measured before the first case and again after
-every case, and the highest kept: a neighbour's load on the machine must not lower a ceiling.
+The rates of float32 and of float64 multiply-adds are those of a large sgemm and dgemm, of PyTorch
+or NumPy, whichever is faster. Bandwidths are measured over sizes, for data that fits a cache comes
+from there: ``read`` by sums and inner products, ``copy`` counting what is read and what is written,
+``write`` by filling, each of its library calls at its fastest. Measured before the first case and
+again after every case, and the highest kept: a neighbour's load on the machine must not lower a
+ceiling.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import torch
 
 from bench.registry import Cost
 
-SGEMM_EDGE = 1536
+GEMM_EDGE = 1536
 SIZES = tuple(2**power for power in range(20, 29))
 SECONDS = 0.02
-SGEMM_SECONDS = 0.2
+GEMM_SECONDS = 0.2
 
 
 def _fastest(call: Callable[[], Any], seconds: float = SECONDS) -> float:
@@ -38,16 +39,16 @@ def _fastest(call: Callable[[], Any], seconds: float = SECONDS) -> float:
             return best
 
 
-def _sgemm_flops() -> dict[str, float]:
-    a = torch.randn(SGEMM_EDGE, SGEMM_EDGE)
-    b = torch.randn(SGEMM_EDGE, SGEMM_EDGE)
+def _gemm_flops(dtype: torch.dtype) -> dict[str, float]:
+    a = torch.randn(GEMM_EDGE, GEMM_EDGE, dtype=dtype)
+    b = torch.randn(GEMM_EDGE, GEMM_EDGE, dtype=dtype)
     out = torch.empty_like(a)
     a_numpy, b_numpy, out_numpy = a.numpy(), b.numpy(), out.numpy()
-    flops = 2.0 * SGEMM_EDGE**3
+    flops = 2.0 * GEMM_EDGE**3
     return {
-        "torch": flops / _fastest(lambda: torch.mm(a, b, out=out), SGEMM_SECONDS),
+        "torch": flops / _fastest(lambda: torch.mm(a, b, out=out), GEMM_SECONDS),
         "numpy": flops
-        / _fastest(lambda: numpy.matmul(a_numpy, b_numpy, out=out_numpy), SGEMM_SECONDS),
+        / _fastest(lambda: numpy.matmul(a_numpy, b_numpy, out=out_numpy), GEMM_SECONDS),
     }
 
 
@@ -70,15 +71,19 @@ def _bandwidths(size: int) -> dict[str, float]:
 
 def measure(earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """FLOP/s, and bytes/s at every size of ``SIZES``; never below those measured earlier."""
-    sgemm = _sgemm_flops()
+    gemm = {"sgemm": _gemm_flops(torch.float32), "dgemm": _gemm_flops(torch.float64)}
     bandwidth = [_bandwidths(size) for size in SIZES]
     if earlier is not None:
-        sgemm = _highest(earlier["sgemm_flops"], sgemm)
+        gemm = {name: _highest(earlier[f"{name}_flops"], rates) for name, rates in gemm.items()}
         bandwidth = list(map(_highest, earlier["bandwidth"], bandwidth))
+    best = {name: max(rates, key=rates.__getitem__) for name, rates in gemm.items()}
     return {
-        "float32_flops": max(sgemm.values()),
-        "float32_flops_source": f"sgemm {SGEMM_EDGE} of {max(sgemm, key=sgemm.__getitem__)}",
-        "sgemm_flops": sgemm,
+        "float32_flops": gemm["sgemm"][best["sgemm"]],
+        "float32_flops_source": f"sgemm {GEMM_EDGE} of {best['sgemm']}",
+        "float64_flops": gemm["dgemm"][best["dgemm"]],
+        "float64_flops_source": f"dgemm {GEMM_EDGE} of {best['dgemm']}",
+        "sgemm_flops": gemm["sgemm"],
+        "dgemm_flops": gemm["dgemm"],
         "bandwidth": bandwidth,
     }
 
@@ -100,6 +105,8 @@ def floor(cost: Cost, ceilings: Mapping[str, Any]) -> dict[str, Any]:
     kinds = ("read",) if cost.bytes_written < 0.01 * cost.bytes_read else ("copy", "write")
     kind = max(kinds, key=nearest.__getitem__)
     compute = cost.flops / ceilings["float32_flops"]
+    if cost.double_flops:
+        compute += cost.double_flops / ceilings["float64_flops"]
     memory = (cost.bytes_read + cost.bytes_written) / nearest[kind]
     return {
         "seconds": max(compute, memory),
@@ -107,6 +114,7 @@ def floor(cost: Cost, ceilings: Mapping[str, Any]) -> dict[str, Any]:
         "compute_seconds": compute,
         "memory_seconds": memory,
         "flops": cost.flops,
+        "double_flops": cost.double_flops,
         "bytes_read": cost.bytes_read,
         "bytes_written": cost.bytes_written,
         "bandwidth": nearest[kind],

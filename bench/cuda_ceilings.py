@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the GPU can do in the same run: rates of float32 multiply-adds, and of its memory.
+"""What the GPU can do in the same run: rates of multiply-adds, and of its memory.
 
-The rate is that of a large sgemm without TF32. Bandwidths are measured at sizes beyond the L2
+The rates are those of a large sgemm without TF32 and of a large dgemm, which takes the tensor cores
+where the GPU has them for float64. Bandwidths are measured at sizes beyond the L2
 cache alone, since the cases rotate their data past it: ``read`` by a sum, ``copy`` counting what is
 read and what is written, ``write`` by filling. The fastest of several calls by events, and the
 highest of all measurements of the run.
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-SGEMM_EDGE = 8192
+GEMM_EDGE = 8192
 SIZES = (2**28, 2**30, 2**32)
 REPEATS = 20
 
@@ -32,10 +33,10 @@ def _fastest(call: Callable[[], Any], repeats: int = REPEATS) -> float:
     return best
 
 
-def _sgemm_flops() -> float:
-    a, b = (torch.randn(SGEMM_EDGE, SGEMM_EDGE, device="cuda") for _ in range(2))
+def _gemm_flops(dtype: torch.dtype) -> float:
+    a, b = (torch.randn(GEMM_EDGE, GEMM_EDGE, device="cuda", dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return 2.0 * SGEMM_EDGE**3 / _fastest(lambda: torch.mm(a, b, out=out))
+    return 2.0 * GEMM_EDGE**3 / _fastest(lambda: torch.mm(a, b, out=out))
 
 
 def _bandwidths(size: int) -> dict[str, float]:
@@ -51,16 +52,20 @@ def _bandwidths(size: int) -> dict[str, float]:
 
 def measure(earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """FLOP/s, and bytes/s at every size of ``SIZES``; never below those measured earlier."""
-    flops = _sgemm_flops()
+    rates = {
+        "float32_flops": _gemm_flops(torch.float32),
+        "float64_flops": _gemm_flops(torch.float64),
+    }
     bandwidth = [_bandwidths(size) for size in SIZES]
     if earlier is not None:
-        flops = max(flops, earlier["float32_flops"])
+        rates = {name: max(rate, earlier[name]) for name, rate in rates.items()}
         bandwidth = [
             {name: max(value, before[name]) for name, value in now.items()}
             for before, now in zip(earlier["bandwidth"], bandwidth, strict=True)
         ]
     return {
-        "float32_flops": flops,
-        "float32_flops_source": f"sgemm {SGEMM_EDGE} without TF32",
+        **rates,
+        "float32_flops_source": f"sgemm {GEMM_EDGE} without TF32",
+        "float64_flops_source": f"dgemm {GEMM_EDGE}",
         "bandwidth": bandwidth,
     }

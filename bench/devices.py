@@ -53,7 +53,9 @@ class Device(Protocol):
     ) -> Callable[[], Any]: ...
     def timed(self, call: Callable[[], Any], peer: Peer | None = None) -> list[Timed]: ...
     def ceilings(self, earlier: Any = None) -> dict[str, Any]: ...
-    def memory(self, cases: Sequence[Case], threads: int) -> dict[str, dict[str, Any]]: ...
+    def memory(
+        self, cases: Sequence[Case], threads: int, rivals: Sequence[Peer] = ()
+    ) -> dict[str, dict[str, Any]]: ...
     def extra_memory(self, call: Callable[[], Any]) -> dict[str, Any] | None: ...
     def release(self) -> None: ...
 
@@ -78,8 +80,10 @@ class Cpu:
     def ceilings(self, earlier: Any = None) -> dict[str, Any]:
         return cpu_ceilings.measure(earlier)
 
-    def memory(self, cases: Sequence[Case], threads: int) -> dict[str, dict[str, Any]]:
-        return memory.measure(cases, threads)
+    def memory(
+        self, cases: Sequence[Case], threads: int, rivals: Sequence[Peer] = ()
+    ) -> dict[str, dict[str, Any]]:
+        return memory.measure(cases, threads, rivals)
 
     def extra_memory(self, call: Callable[[], Any]) -> dict[str, Any] | None:
         return None
@@ -201,7 +205,9 @@ class Cuda:
     def ceilings(self, earlier: Any = None) -> dict[str, Any]:
         return cuda_ceilings.measure(earlier)
 
-    def memory(self, cases: Sequence[Case], threads: int) -> dict[str, dict[str, Any]]:
+    def memory(
+        self, cases: Sequence[Case], threads: int, rivals: Sequence[Peer] = ()
+    ) -> dict[str, dict[str, Any]]:
         return {}
 
     def extra_memory(self, call: Callable[[], Any]) -> dict[str, Any] | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peak memory of an operator beyond its outputs, as the operating system sees it.
+"""Peak memory of an operator, or of a rival, beyond its outputs, as the operating system sees it.
 
 Each case runs in a fresh process: a call at a tiny shape starts the thread pool and pages in the
 code, the resident set is read, its high-water mark reset, the case runs once, and what the mark
@@ -50,10 +50,10 @@ def peak_beyond_outputs(warm_up: Callable[[], Any], call: Callable[[], Sequence[
     return peak - before - kept
 
 
-def _measure(identifier: str, shape: str, threads: int) -> dict[str, Any]:
+def _measure(identifier: str, shape: str, peer_name: str, threads: int) -> dict[str, Any]:
     import torch
 
-    from bench.registry import operators, select
+    from bench.registry import first_scenes, operators, peers, select
 
     torch.set_num_threads(threads)
     operator_name = identifier.split("/")[0]
@@ -65,24 +65,38 @@ def _measure(identifier: str, shape: str, threads: int) -> dict[str, Any]:
     tiny = replace(
         case, sizes={**{name: min(4, size) for name, size in case.sizes.items()}, "B": 8 * threads}
     )
-    warm_up = operator.kernel(tiny, operator.inputs(tiny, generator))
-    call = operator.kernel(case, operator.inputs(case, generator))
-    extra = peak_beyond_outputs(warm_up, call)
+    prepare, scenes = operator.kernel, case.sizes["B"]
+    if peer_name:
+        (peer,) = (p for p in peers() if p.name == peer_name and p.serves(case))
+        prepare, scenes = peer.prepare, min(scenes, peer.scenes or scenes)
+    warm_up = prepare(tiny, operator.inputs(tiny, generator))
+    call = prepare(case, first_scenes(operator.inputs(case, generator), scenes))
+    extra = round(peak_beyond_outputs(warm_up, call) * case.sizes["B"] / scenes)
     return {
         "case": identifier,
+        "peer": peer_name,
         "threads": threads,
+        "measured_scenes": scenes,
         "bytes_beyond_output": extra,
         "bytes_beyond_output_per_thread": extra / threads,
     }
 
 
-def measure(cases: Sequence[Any], threads: int) -> dict[str, dict[str, Any]]:
+def measure(
+    cases: Sequence[Any], threads: int, rivals: Sequence[Any] = ()
+) -> dict[str, dict[str, Any]]:
     """Peak memory of the kernel by case identifier, each measured in a process of its own.
+
+    Where a rival asks for its own to be measured it stands under ``peers``, by name.
 
     Raises:
         RuntimeError: the measuring process failed; with its error output.
     """
-    specifications = [f"{case.identifier}@{case.shape.replace(' ', ',')}" for case in cases]
+    specifications = [
+        f"{case.identifier}@{case.shape.replace(' ', ',')}@{name}"
+        for case in cases
+        for name in ("", *(p.name for p in rivals if p.measures_memory_of(case)))
+    ]
     command = [sys.executable, "-m", "bench.memory", "--threads", str(threads), *specifications]
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {
@@ -93,13 +107,21 @@ def measure(cases: Sequence[Any], threads: int) -> dict[str, dict[str, Any]]:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     if done.returncode != 0:
         raise RuntimeError(f"measuring memory failed:\n{done.stderr}")
-    return {result["case"]: result for result in json.loads(done.stdout)}
+    found: dict[str, dict[str, Any]] = {}
+    for result in json.loads(done.stdout):
+        if not result["peer"]:
+            found[result["case"]] = result
+        else:
+            found[result["case"]].setdefault("peers", {})[result["peer"]] = result
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("cases", nargs="+", help="identifier@B=64,L=16,M=16,N=144")
+    parser.add_argument(
+        "cases", nargs="+", help="identifier@B=64,L=16,M=16,N=144@peer; no peer: the kernel"
+    )
     options = parser.parse_args(arguments)
     pin(options.threads)
     # Imported here so that every fork has the libraries; no operator runs in this process.

@@ -56,12 +56,20 @@ def measure(device: str) -> dict[str, float]:
     h = torch.randn(1, 4, 8, dtype=torch.complex64, device=device)
     codes = torch.randn(1, 2, 8, dtype=torch.complex64, device=device)
     matrix = torch.randn(1, 8, 8, dtype=torch.complex64, device=device)
+    factor, rho = codes.mT, torch.rand(1, device=device)
+    steering, count = h.mT, torch.ones(1, dtype=torch.int64, device=device)
     empty = empty_operator()
     calls: dict[str, Callable[[], Any]] = {
         "empty": lambda: empty(y, h, codes),
         "tikhonov_covariance": lambda: riskernels.tikhonov_covariance(y, h, codes),
         "tikhonov_snapshots": lambda: riskernels.tikhonov_snapshots(y, h, codes),
         "hermitian_nmse": lambda: riskernels.hermitian_nmse(matrix, matrix),
+        "blend_covariance": lambda: riskernels.blend_covariance(matrix, matrix),
+        "subspace_leakage": lambda: riskernels.subspace_leakage(matrix, steering, count),
+        "factored_blend": lambda: riskernels.factored_blend(steering, codes),
+        "factored_nmse": lambda: riskernels.factored_nmse(factor, rho, steering),
+        "factored_leakage": lambda: riskernels.factored_leakage(factor, rho, steering, count),
+        "factored_spectrum": lambda: riskernels.factored_spectrum(factor, rho),
     }
     samples: dict[str, list[float]] = {name: [] for name in calls}
     with torch.no_grad():

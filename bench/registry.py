@@ -31,6 +31,8 @@ class Case:
     """Inputs whose gradients are computed too; empty for the forward alone."""
     tolerance: float = 2e-6
     """Largest relative error of the kernel against complex128, in any scene and output."""
+    verified_scenes: int | None = None
+    """Scenes compared with complex128 where that takes longer than the timing; all if None."""
 
     @property
     def shape(self) -> str:
@@ -51,11 +53,13 @@ class Cost:
     footprint: float
     """Distinct bytes touched: it decides which level of the memory hierarchy they come from."""
     formula: str
+    double_flops: float = 0.0
+    """Those that the contract wants in float64, at a rate of their own, beside ``flops``."""
 
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator of the library as the benchmark sees it."""
+    """An operator of the library, or a composition of several, as the benchmark sees it."""
 
     name: str
     cases: tuple[Case, ...]
@@ -67,9 +71,15 @@ class Operator:
     oracle: Callable[[Case, Inputs], Outputs]
     """The same outputs in complex128, by a formula independent of the kernel."""
     cost: Callable[[Case], Cost]
+    uses: tuple[str, ...] = ()
+    """Operators of the library that a composition calls; empty for one of the library's own."""
 
     def output_names(self, case: Case) -> tuple[str, ...]:
         return self.outputs + tuple(f"grad_{name}" for name in case.gradients)
+
+
+def first_scenes(inputs: Inputs, scenes: int) -> Inputs:
+    return {name: value[:scenes] for name, value in inputs.items()}
 
 
 def as_tuple(outputs: Any) -> Outputs:
@@ -98,10 +108,15 @@ class Peer:
     It is timed by the wall clock, and cannot enter a CUDA graph of PyTorch."""
     capturable: bool = True
     """Whether its replay as a CUDA graph is measured as well; False where it waits for the GPU."""
+    measure_memory: bool = False
+    """Whether its peak memory on the CPU is measured beside the kernel's."""
     note: str = ""
 
     def missing(self) -> tuple[str, ...]:
         return tuple(name for name in self.requires if importlib.util.find_spec(name) is None)
+
+    def measures_memory_of(self, case: Case) -> bool:
+        return self.measure_memory and self.serves(case) and not self.missing()
 
 
 def _modules(package: str) -> list[Any]:

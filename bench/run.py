@@ -13,7 +13,17 @@ import torch
 from bench import SCHEMA, machine
 from bench import ceilings as machine_ceilings
 from bench.devices import Cpu, Device, Timed, device
-from bench.registry import Case, Cost, Inputs, Operator, Outputs, Peer, operators, peers
+from bench.registry import (
+    Case,
+    Cost,
+    Inputs,
+    Operator,
+    Outputs,
+    Peer,
+    first_scenes,
+    operators,
+    peers,
+)
 from bench.timing import interleave
 from riskernels import library
 
@@ -74,10 +84,6 @@ def _gate(
     return True
 
 
-def _first_scenes(inputs: Inputs, scenes: int) -> Inputs:
-    return {name: value[:scenes] for name, value in inputs.items()}
-
-
 @dataclass(frozen=True)
 class Expected:
     """The complex128 outputs of the scenes that are verified, and which these are."""
@@ -100,10 +106,11 @@ class Expected:
 
 
 def expect(case: Case, operator: Operator, inputs: Inputs, settings: Settings) -> Expected:
-    """The oracle's outputs for the scenes that the settings ask to verify."""
-    b, wanted = case.sizes["B"], settings.verified_scenes
+    """The oracle's outputs for the scenes that the settings and the case ask to verify."""
+    b = case.sizes["B"]
+    wanted = min(x for x in (b, settings.verified_scenes, case.verified_scenes) if x is not None)
     scenes: Sequence[int] = range(b)
-    if wanted is not None and b > wanted:
+    if b > wanted:
         scenes = [*range(wanted - wanted // 2), *range(b - wanted // 2, b)]
         inputs = {name: value[scenes] for name, value in inputs.items()}
         case = replace(case, sizes={**case.sizes, "B": len(scenes)})
@@ -124,7 +131,7 @@ def _prepare_peer(
     scenes = min(b, peer.scenes or b)
     entry["measured_scenes"], entry["scaled_by"] = scenes, b / scenes
     try:
-        call = on.prepare(peer.prepare, case, [_first_scenes(inputs, scenes) for inputs in sets])
+        call = on.prepare(peer.prepare, case, [first_scenes(inputs, scenes) for inputs in sets])
         outputs = peer.to_torch(call())
     except Exception as error:  # a rival's failure is a result to report, not ours to raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -183,7 +190,7 @@ def run_case(
     on = Cpu() if on is None else on
     sets = on.inputs(operator, case, settings.seed)
     expected = expect(case, operator, sets[0], settings)
-    backend = library.implementation(_dispatched(case.operator), on.kind)
+    backend = _backend(operator, on.kind)
     kernel: dict[str, Any] = {
         "name": "riskernels",
         "title": "riskernels" if backend == on.kind else f"riskernels on the {backend}",
@@ -213,6 +220,10 @@ def run_case(
         if peer.serves(case):
             entry, peer_call = _prepare_peer(peer, case, sets, expected, on)
             measurable = timed and peer_call is not None
+            extra = on.extra_memory(peer_call) if peer_call and peer.measure_memory else None
+            if extra is not None:
+                scaled = {key: round(size * entry["scaled_by"]) for key, size in extra.items()}
+                result["memory"].setdefault("peers", {})[peer.name] = scaled
             prepared.append((entry, on.timed(peer_call, peer) if measurable else []))
     del expected
     if timed:
@@ -234,10 +245,12 @@ def add_floor(result: dict[str, Any], cost: Cost, ceilings: dict[str, Any]) -> N
         entry["share_of_floor"] = result["floor"]["seconds"] / entry["median"]
 
 
-def _dispatched(operator: str) -> str:
-    """The operator whose kernel serves it: a composite has none under its own name."""
+def _backend(operator: Operator, kind: str) -> str:
+    """What serves the operator; of a composition all of it, joined by a plus."""
     own = library.operators()
-    return operator if operator in own else f"{operator}_forward"
+    # A composite has no kernel under its own name.
+    names = [op if op in own else f"{op}_forward" for op in operator.uses or (operator.name,)]
+    return "+".join(sorted({library.implementation(name, kind) for name in names}))
 
 
 def describe(case: dict[str, Any]) -> str:
@@ -269,6 +282,8 @@ def describe(case: dict[str, Any]) -> str:
         beyond = extra.get("bytes_beyond_output_per_thread", extra["bytes_beyond_output"]) / 2**20
         per = " per thread" if "threads" in extra else ""
         lines.append(f"  peak memory beyond the output: {beyond:.2f} MiB{per}")
+        for name, peer in extra.get("peers", {}).items():
+            lines.append(f"    {name}: {peer['bytes_beyond_output'] / 2**20:.2f} MiB")
     return "\n".join(lines)
 
 
@@ -284,7 +299,7 @@ def run(
     known = operators()
     rivals = peers() if rivals is None else rivals
     ceilings = on.ceilings()
-    measured = on.memory(cases, settings.threads) if settings.measure_memory else {}
+    measured = on.memory(cases, settings.threads, rivals) if settings.measure_memory else {}
     results = []
     for case in cases:
         log(f"measuring {case.identifier}")

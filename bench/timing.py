@@ -18,6 +18,8 @@ from typing import Any
 
 MINIMUM_SAMPLE_S = 0.02
 MINIMUM_ROUNDS = 5
+LONG_ROUNDS = 3
+"""Of a call that alone takes longer than an entry should: the N x N code that is replaced."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,16 @@ def interleave(
     take = {name: (samplers or {}).get(name, wall_clock) for name in calls}
     repeats, wanted = {}, {}
     for name, call in calls.items():
-        take[name](call, 2)
         estimate = take[name](call, 1)
+        least = LONG_ROUNDS
+        if estimate <= seconds:
+            # Short enough to be worth a second look, now that it is warm.
+            least = MINIMUM_ROUNDS
+            take[name](call, 1)
+            estimate = take[name](call, 1)
         repeats[name] = max(1, round(MINIMUM_SAMPLE_S / estimate))
         fitting = int(seconds / (estimate * repeats[name]))
-        wanted[name] = min(rounds, max(MINIMUM_ROUNDS, fitting))
+        wanted[name] = min(rounds, max(least, fitting))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     collecting = gc.isenabled()
     gc.disable()

@@ -32,8 +32,9 @@ GPU = {
 
 
 def tiny(operator: str, variant: str = "forward", b: int = 5) -> Case:
-    case = next(c for c in registry.operators()[operator].cases if c.variant == variant)
-    sizes = {"B": b, "L": 4, "M": 5, "N": 12}
+    cases = registry.operators()[operator].cases
+    case = next((c for c in cases if c.variant == variant), cases[0])
+    sizes = {"B": b, "L": 4, "M": 5, "N": 12, "K": 2, "r": 6, "k": 2}
     return replace(case, sizes={name: sizes[name] for name in case.sizes})
 
 
@@ -205,9 +206,12 @@ def test_points_of_the_scaling_curves():
     for axis, case in points:
         by_curve.setdefault((case.operator, case.variant, axis), []).append(case)
         for name, size in case.sizes.items():
-            assert size == {"B": 64, "L": 16, "M": 16, "N": 144}[name] or name == axis
+            default = {"B": 64, "L": 16, "M": 16, "N": 144, "K": 5, "r": 21, "k": 5}
+            assert size == default[name] or name == axis
     assert {key[2] for key in by_curve if key[0] == "tikhonov_covariance"} == set("BNLM")
     assert {key[2] for key in by_curve if key[0] == "hermitian_nmse"} == set("BN")
+    assert {key[2] for key in by_curve if key[0] == "factored_nmse"} == set("BN")
+    assert not [key for key in by_curve if key[0] in ("covariance_loss", "factored_terms")]
     for (_, _, axis), cases in by_curve.items():
         assert tuple(case.sizes[axis] for case in cases) == scaling.AXES[axis]
     assert max(case.tolerance for _, case in points) < 0.1

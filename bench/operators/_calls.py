@@ -4,26 +4,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.registry import Case, Inputs, Outputs
+from bench.registry import Case, Inputs, Outputs, as_tuple
 
 
 def torch_call(
-    function: Callable[..., Tensor], case: Case, inputs: Inputs, arguments: Sequence[str]
+    function: Callable[..., Any], case: Case, inputs: Inputs, arguments: Sequence[str]
 ) -> Callable[[], Outputs]:
     """``function(*arguments)``, and by autograd the gradients the case asks for.
 
-    ``inputs["upstream"]`` is the gradient that arrives at the output.
+    ``inputs["upstream"]`` is the gradient that arrives at the first output; none arrives at others.
     """
     if not case.gradients:
         values = [inputs[name] for name in arguments]
 
         def forward() -> Outputs:
             with torch.no_grad():
-                return (function(*values),)
+                return as_tuple(function(*values))
 
         return forward
 
@@ -34,14 +35,21 @@ def torch_call(
     upstream = inputs["upstream"]
 
     def forward_and_backward() -> Outputs:
-        out = function(*leaves.values())
-        return (out.detach(), *torch.autograd.grad(out, wanted, upstream))
+        outputs = as_tuple(function(*leaves.values()))
+        gradients = torch.autograd.grad(outputs[0], wanted, upstream)
+        return (*(out.detach() for out in outputs), *gradients)
 
     return forward_and_backward
 
 
+def _double(value: Tensor) -> Tensor:
+    if value.is_complex():
+        return value.to(torch.complex128)
+    return value.to(torch.float64) if value.is_floating_point() else value
+
+
 def oracle_by_scenes(
-    function: Callable[..., Tensor],
+    function: Callable[..., Any],
     case: Case,
     inputs: Inputs,
     arguments: Sequence[str],
@@ -50,11 +58,6 @@ def oracle_by_scenes(
     """The call in complex128, a few scenes at a time so that memory stays small."""
     parts = []
     for start in range(0, case.sizes["B"], scenes):
-        part = {
-            name: value[start : start + scenes].to(
-                torch.complex128 if value.is_complex() else torch.float64
-            )
-            for name, value in inputs.items()
-        }
+        part = {name: _double(value[start : start + scenes]) for name, value in inputs.items()}
         parts.append(torch_call(function, case, part, arguments)())
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))

@@ -27,7 +27,8 @@ def _inputs(case: Case, generator: torch.Generator) -> Inputs:
     return values
 
 
-def _oracle_nmse(estimate: Tensor, target: Tensor) -> Tensor:
+def exact_nmse(estimate: Tensor, target: Tensor) -> Tensor:
+    """The definition, [B]."""
     diagonal = torch.eye(estimate.shape[-1], dtype=torch.bool, device=estimate.device)
 
     def part(selection: Tensor) -> Tensor:
@@ -45,7 +46,7 @@ def _kernel(case: Case, inputs: Inputs):
 
 
 def _oracle(case: Case, inputs: Inputs) -> Outputs:
-    return oracle_by_scenes(_oracle_nmse, case, inputs, ARGUMENTS, scenes=64)
+    return oracle_by_scenes(exact_nmse, case, inputs, ARGUMENTS, scenes=64)
 
 
 def _cost(case: Case) -> Cost:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JAX jit: one factorisation where it holds, blocked push-through elsewhere, and the NMSE.
+"""JAX jit: one factorisation where it holds, blocked push-through elsewhere, and all the rest.
 
 Threads: XLA sizes its pool from the affinity of the process, which is set before JAX is imported.
 On a GPU the arrays are PyTorch's own memory, and calls are queued as PyTorch's are: ``finish``
@@ -15,6 +15,7 @@ import torch
 
 from bench.operators._tikhonov import ALPHA, one_factorisation
 from bench.operators.hermitian_nmse import EPS, LAM_DIAG, LAM_OFF
+from bench.peers import _jax_covariance
 from bench.peers._tikhonov import serves as serves_tikhonov
 from bench.registry import Case, Inputs, Outputs, Peer
 
@@ -188,14 +189,22 @@ def prepare_nmse(case: Case, inputs: Inputs):
 
 
 def prepare(case: Case, inputs: Inputs):
+    if _jax_covariance.serves(case):
+        function, names = _jax_covariance.call(case)
+        return _runner(case, function, inputs, names)
     return (prepare_tikhonov if serves_tikhonov(case) else prepare_nmse)(case, inputs)
+
+
+def serves(case: Case) -> bool:
+    known = serves_tikhonov(case) or _jax_covariance.serves(case)
+    return known or case.operator == "hermitian_nmse"
 
 
 PEERS = (
     Peer(
         "jax_jit",
         "JAX jit",
-        lambda case: serves_tikhonov(case) or case.operator == "hermitian_nmse",
+        serves,
         prepare,
         requires=("jax",),
         to_torch=_to_torch,

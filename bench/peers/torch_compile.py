@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch.compile of the best PyTorch forms: shared factorisation, push-through, and the NMSE.
+"""torch.compile of the best PyTorch forms: shared factorisation, push-through, NMSE, dense terms.
 
 Inductor generates no code for complex arithmetic and calls the eager kernels there. The NMSE is
 written on real views, which it fuses; for the difference of complex matrices taken before the
@@ -15,6 +15,7 @@ import torch
 
 from bench.operators._calls import torch_call
 from bench.operators._tikhonov import ARGUMENTS, per_snapshot
+from bench.peers import _covariance as covariance_peers
 from bench.peers import torch_eager, torch_push_through, torch_shared_factorisation
 from bench.peers._tikhonov import covariance
 from bench.peers._tikhonov import serves as serves_tikhonov
@@ -65,15 +66,34 @@ def prepare_nmse(case: Case, inputs: Inputs):
     return _quiet(torch_call(compiled, case, inputs, torch_eager.ARGUMENTS))
 
 
+def prepare_covariance(case: Case, inputs: Inputs):
+    function, arguments = covariance_peers.call(case)
+    return _quiet(torch_call(_compile(case, function), case, inputs, arguments))
+
+
+COVARIANCES = ("blend_covariance", "subspace_leakage")
+"""Of the algebra on factors, which is matrix products of complex numbers, Inductor's code was no
+faster than eager calls at any shape and took up to a minute to compile."""
+
+
+def serves(case: Case) -> bool:
+    simple = serves_tikhonov(case) or case.operator == "hermitian_nmse"
+    return simple or case.operator in COVARIANCES
+
+
 def prepare(case: Case, inputs: Inputs):
-    return (prepare_tikhonov if serves_tikhonov(case) else prepare_nmse)(case, inputs)
+    if serves_tikhonov(case):
+        return prepare_tikhonov(case, inputs)
+    if case.operator in COVARIANCES:
+        return prepare_covariance(case, inputs)
+    return prepare_nmse(case, inputs)
 
 
 PEERS = (
     Peer(
         "torch_compile",
         "torch.compile",
-        lambda case: serves_tikhonov(case) or case.operator == "hermitian_nmse",
+        serves,
         prepare,
     ),
 )

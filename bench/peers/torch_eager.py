@@ -9,12 +9,12 @@ products). Off-diagonal sums are totals minus diagonals.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from bench.operators._calls import torch_call
 from bench.operators.hermitian_nmse import ARGUMENTS, EPS, LAM_DIAG, LAM_OFF
 from bench.registry import Case, Inputs, Peer
+from ris_pytorch_pipeline import eager
 
 
 def _combine(error_diag: Tensor, error: Tensor, target_diag: Tensor, target: Tensor) -> Tensor:
@@ -33,13 +33,7 @@ def nmse_abs(estimate: Tensor, target: Tensor) -> Tensor:
 
 
 def nmse_norms(estimate: Tensor, target: Tensor) -> Tensor:
-    estimate, target = torch.view_as_real(estimate), torch.view_as_real(target)
-
-    def energies(x: Tensor) -> tuple[Tensor, Tensor]:
-        diagonal = x.diagonal(dim1=1, dim2=2).square().sum((1, 2))
-        return diagonal, torch.linalg.vector_norm(x, dim=(1, 2, 3)).square()
-
-    return _combine(*energies(estimate - target), *energies(target))
+    return eager.nmse(estimate, target, LAM_DIAG, LAM_OFF)
 
 
 def _serves(case: Case) -> bool:
