@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from ris_pytorch_pipeline import commands
+from ris_pytorch_pipeline import inspection
 from ris_pytorch_pipeline.cli import main
 from ris_pytorch_pipeline.configs import (
     ConfigError,
@@ -314,9 +314,9 @@ def test_interrupt_and_unforeseen_errors(
     def fail(self: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(commands.Info, "run", stop)
+    monkeypatch.setattr(inspection.Info, "run", stop)
     assert main(["info"]) == 130
-    monkeypatch.setattr(commands.Info, "run", fail)
+    monkeypatch.setattr(inspection.Info, "run", fail)
     assert "No space left" in error_of(capsys, ["info"])
     monkeypatch.setenv("RIS_TRACEBACK", "1")
     with pytest.raises(OSError, match="No space"):
@@ -332,7 +332,8 @@ def test_help_needs_no_heavy_import() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    for name in ("simulate", "import-shards", "train", "hpo", "localize", "checklist", "info"):
+    names = "simulate import-shards train hpo localize checklist profile plot info"
+    for name in names.split():
         assert name in result.stdout
 
 

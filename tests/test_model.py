@@ -15,7 +15,7 @@ from ris_pytorch_pipeline.configs import (
     SimulationConfig,
     SystemConfig,
 )
-from ris_pytorch_pipeline.covariance import covariance_trace, effective_covariance
+from ris_pytorch_pipeline.covariance import effective_covariance
 from ris_pytorch_pipeline.model import LocalizationNet, infer
 from ris_pytorch_pipeline.simulate import Simulator
 
@@ -40,10 +40,16 @@ def make_scenes(system=SYSTEM, batch=6, seed=0, **options):
     return Simulator(system, simulation, seed=seed, split="test").batch(batch)
 
 
+def covariances(inference):
+    return inference.r_pred, inference.r_samp, inference.r_blend
+
+
 @pytest.mark.parametrize("system", SYSTEMS, ids=lambda s: f"{s.n_h}x{s.n_v}")
 def test_outputs_for_any_system(system):
     scenes = make_scenes(system)
-    prediction, r_pred, r_samp, r_blend = infer(make_net(system), scenes)
+    inference = infer(make_net(system), scenes)
+    prediction = inference.prediction
+    r_pred, r_samp, r_blend = covariances(inference)
     n, slots = system.elements, system.max_sources
     assert prediction.factor.shape == (6, n, slots) and prediction.factor.dtype == torch.complex64
     assert prediction.snapshots.shape == (6, system.snapshots, n)
@@ -56,7 +62,8 @@ def test_outputs_for_any_system(system):
         assert (value >= low - 1e-6).all() and (value <= high + 1e-6).all()
     assert prediction.existence.shape == (6, slots)
     assert r_pred.shape == r_samp.shape == r_blend.shape == (6, n, n)
-    torch.testing.assert_close(covariance_trace(r_pred), torch.full((6,), float(n)))
+    trace = torch.einsum("bii->b", r_pred).real
+    torch.testing.assert_close(trace, torch.full((6,), float(n)))
     singular = torch.linalg.svdvals(prediction.factor.to(torch.complex128))
     assert (singular[:, -1] > 1e-4 * singular[:, 0]).all()
 
@@ -81,7 +88,7 @@ def test_training_and_inference_give_the_same_blend_bitwise():
     for mode in (torch.no_grad(), torch.inference_mode()):
         with mode:
             inferred = infer(net, scenes, CovarianceConfig())
-        for one, other in zip(trained[1:], inferred[1:], strict=True):
+        for one, other in zip(covariances(trained), covariances(inferred), strict=True):
             assert torch.equal(one.detach(), other)
     assert torch.equal(
         trained.r_blend, effective_covariance(trained.r_pred, trained.r_samp, net.covariance)
@@ -100,8 +107,8 @@ def test_the_truth_cannot_reach_the_covariance_or_the_prediction(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("R_true was asked for")
 
-    monkeypatch.setattr(simulate, "true_covariance", refuse)
-    monkeypatch.setattr(simulate, "true_steering", refuse)
+    for name in ("true_covariance", "true_factor", "true_steering"):
+        monkeypatch.setattr(simulate, name, refuse)
     moved = dataclasses.replace(
         scenes,
         power=torch.rand_like(scenes.power),
@@ -111,8 +118,9 @@ def test_the_truth_cannot_reach_the_covariance_or_the_prediction(monkeypatch):
         num_sources=scenes.num_sources.flip(0),
     )
     actual = infer(net, moved)
-    for one, other in zip(actual[1:], expected[1:], strict=True):
+    for one, other in zip(covariances(actual), covariances(expected), strict=True):
         assert torch.equal(one, other)
+    assert all(map(torch.equal, actual.factors, expected.factors))
     for field in dataclasses.fields(actual.prediction):
         one, other = (getattr(x.prediction, field.name) for x in (actual, expected))
         assert torch.equal(one, other), field.name
@@ -180,7 +188,8 @@ def test_parameter_groups_hold_every_parameter_once():
     held = [id(p) for group in groups.values() for p in group]
     assert sorted(held) == sorted(id(p) for p in net.parameters())
     scenes = make_scenes()
-    prediction, _, _, r_blend = infer(net, scenes)
+    inference = infer(net, scenes)
+    prediction, r_blend = inference.prediction, inference.r_blend
     (r_blend.abs().sum() + prediction.existence.sum() + prediction.r.log().sum()).backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name

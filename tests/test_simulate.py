@@ -17,6 +17,7 @@ from ris_pytorch_pipeline.simulate import (
     Scenes,
     Simulator,
     true_covariance,
+    true_factor,
     true_steering,
 )
 
@@ -236,6 +237,12 @@ def test_true_covariance(dtype):
     a = true_steering(SYSTEM, scenes, dtype=torch.complex128)
     expected = torch.einsum("bnk,bk,bmk->bnm", a, scenes.power.double(), a.conj())
     torch.testing.assert_close(r.to(torch.complex128), 144 * expected, atol=2e-5, rtol=0)
+    steering = true_steering(SYSTEM, scenes, dtype=dtype)
+    assert torch.equal(true_covariance(SYSTEM, scenes, steering=steering), r)
+    factor = true_factor(SYSTEM, scenes, steering)
+    assert factor.dtype == dtype and factor.shape == (64, 144, SYSTEM.max_sources)
+    assert not factor[~scenes.mask[:, None].expand_as(factor)].any()
+    torch.testing.assert_close(factor @ factor.mH, r, atol=1e-5, rtol=0)
 
 
 def test_tapered_true_covariance_has_trace_n():

@@ -17,7 +17,7 @@ from ris_pytorch_pipeline.configs import (
 from ris_pytorch_pipeline.model import infer
 from ris_pytorch_pipeline.optim import StepGuard, WeightAverage, build_optimizer, warmup_cosine
 from ris_pytorch_pipeline.simulate import Scenes, Simulator
-from ris_pytorch_pipeline.train import TrainingError, _Trainer, fit
+from ris_pytorch_pipeline.train import Trainer, TrainingError, fit
 
 
 def frozen(trainer):
@@ -42,13 +42,13 @@ def poison_one_gradient_entry(trainer, patch):
 
 
 def poison_loss_term(trainer, patch):
-    leakage = loss_module.subspace_leakage
-    patch.setattr(loss_module, "subspace_leakage", lambda *a: leakage(*a) * math.nan)
+    hinge = loss_module.eigengap_hinge
+    patch.setattr(loss_module, "eigengap_hinge", lambda *a: hinge(*a) * math.nan)
 
 
 def poison_loss_value_only(trainer, patch):
     # A constant NaN leaves every gradient finite; the step must still not be taken.
-    patch.setattr(loss_module, "subspace_leakage", lambda r, *a: torch.full((len(r),), math.nan))
+    patch.setattr(loss_module, "eigengap_hinge", lambda v, *a: torch.full((len(v),), math.nan))
 
 
 def poison_sample(trainer, patch):
@@ -161,7 +161,7 @@ def test_accumulation_is_one_large_batch(sizes):
 def test_accumulation_flushes_at_the_last_batch(tmp_path, accumulate, groups):
     config = experiment(epochs=1, accumulate=accumulate)
     result = fit(config, tmp_path, quiet=True)
-    trainer = _Trainer(config, CPU)
+    trainer = Trainer(config, CPU)
     assert [len(g) for g in trainer.groups] == [
         min(accumulate, 4 - accumulate * i) for i in range(groups)
     ]
@@ -217,7 +217,7 @@ def test_averages():
 
 @pytest.mark.parametrize("where", ["sample", "term"])
 def test_a_run_goes_on_after_a_non_finite_step(tmp_path, monkeypatch, capsys, where):
-    batch, leakage = Simulator.batch, loss_module.subspace_leakage
+    batch, hinge = Simulator.batch, loss_module.eigengap_hinge
     batches, terms = [], []
 
     def broken_batch(self, size):
@@ -226,15 +226,15 @@ def test_a_run_goes_on_after_a_non_finite_step(tmp_path, monkeypatch, capsys, wh
         # Two validation batches are drawn first.
         return with_nan(scenes, row=2) if len(batches) == 5 else scenes
 
-    def broken_term(covariance, *args):
-        terms.extend([1] * covariance.requires_grad)
-        return leakage(covariance, *args) * (math.nan if len(terms) == 12 else 1.0)
+    def broken_term(eigenvalues, *args):
+        terms.extend([1] * eigenvalues.requires_grad)
+        return hinge(eigenvalues, *args) * (math.nan if len(terms) == 12 else 1.0)
 
     if where == "sample":
         monkeypatch.setattr(Simulator, "batch", broken_batch)
     else:
         # The checklist takes the first nine gradients.
-        monkeypatch.setattr(loss_module, "subspace_leakage", broken_term)
+        monkeypatch.setattr(loss_module, "eigengap_hinge", broken_term)
     result = fit(experiment(), tmp_path)
     assert result.skipped_steps == 1 and math.isfinite(result.best_val_loss)
     assert math.isfinite(result.last_train_loss)

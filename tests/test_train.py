@@ -22,7 +22,7 @@ from ris_pytorch_pipeline.data import open_scenes, resolve_device
 from ris_pytorch_pipeline.model import infer
 from ris_pytorch_pipeline.shards import write_shards
 from ris_pytorch_pipeline.simulate import Scenes
-from ris_pytorch_pipeline.train import _Trainer, fit
+from ris_pytorch_pipeline.train import Trainer, fit
 
 
 def test_a_whole_run(tmp_path, capsys):
@@ -43,7 +43,7 @@ def test_a_whole_run(tmp_path, capsys):
     assert sum(m["train_existence"] > 0 for m in result.history) == 4
     loaded = load_checkpoint(result.checkpoint, expect=config.covariance)
     assert loaded.config == config and loaded.state["val_loss"] == result.best_val_loss
-    trainer = _Trainer(config, CPU)
+    trainer = Trainer(config, CPU)
     again = train_module.validate(loaded.net, trainer.loss, trainer.data.validation)
     assert again["total"] == pytest.approx(result.best_val_loss, rel=1e-6)
 
@@ -116,14 +116,14 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path):
 
 
 def test_first_and_last_losses_of_a_short_run_share_no_step(tmp_path, monkeypatch):
-    losses, real = [], _Trainer.train_step
+    losses, real = [], Trainer.train_step
 
     def spy(trainer, batches):
         report, terms = real(trainer, batches)
         losses.append(report.loss)
         return report, terms
 
-    monkeypatch.setattr(_Trainer, "train_step", spy)
+    monkeypatch.setattr(Trainer, "train_step", spy)
     result = fit(experiment(epochs=1, log_every=10), tmp_path, quiet=True)
     assert len(losses) == 4
     assert result.first_train_loss == pytest.approx(sum(losses[:2]) / 2)

@@ -15,7 +15,7 @@ from ris_pytorch_pipeline.configs import (
     TrainConfig,
 )
 from ris_pytorch_pipeline.simulate import Simulator
-from ris_pytorch_pipeline.train import _Trainer
+from ris_pytorch_pipeline.train import Trainer
 
 CPU = torch.device("cpu")
 
@@ -34,7 +34,7 @@ def experiment(data=None, **train):
 
 def make_trainer(**train):
     torch.manual_seed(0)
-    trainer = _Trainer(experiment(**train), CPU)
+    trainer = Trainer(experiment(**train), CPU)
     trainer.guard.scaler = torch.amp.GradScaler("cpu", enabled=True)
     return trainer
 

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from .checkpoint import config_differences, load_checkpoint
 from .configs import ConfigError, CovarianceConfig, ExperimentConfig
-from .covariance import blend_factor, require_channel
+from .covariance import require_channel
 from .data import open_scenes, resolve_device
+from .inference import Inference
 from .loss import LocalizationLoss
-from .model import Inference, LocalizationNet, infer
+from .model import LocalizationNet, infer
 from .simulate import Scenes
 
 BATCH = 16
@@ -88,9 +89,8 @@ def _check_channel(report: ChecklistReport, scenes: Scenes) -> bool:
 
 
 def _check_ranks(report: ChecklistReport, config: ExperimentConfig, inference: Inference) -> None:
-    prediction, covariance = inference.prediction, config.covariance
-    combined, rho = blend_factor(prediction.factor, prediction.snapshots, covariance)
-    rank_pred = int(factor_rank(prediction.factor).min())
+    combined, rho = inference.factors
+    rank_pred = int(factor_rank(inference.prediction.factor).min())
     rank_blend = int(factor_rank(combined).min())
     if bool((rho > 0).any()):
         rank_blend = combined.shape[1]
@@ -147,7 +147,7 @@ def run_checklist(
     report = ChecklistReport()
     scenes = scenes[:batch]
     devices = [scenes.y.device] if scenes.y.is_cuda else []
-    loss = LocalizationLoss(config.system, config.loss, config.covariance)
+    loss = LocalizationLoss(config.system, config.loss, config.covariance, config.train.covariance)
     with torch.random.fork_rng(devices=devices):
         if not _check_channel(report, scenes):
             return report

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``ris``: simulate, import-shards, train, hpo, localize, checklist, plot, info.
+"""The command ``ris``: simulate, train, hpo, localize, checklist, profile and others.
 
 ``--help`` and usage errors answer at once, without importing PyTorch. An error of the user's is one
 line on stderr and exit status 2; work that failed (a search without a result, a failed checklist)
@@ -22,19 +22,10 @@ from typing import Any
 
 import tyro
 
-from .commands import (
-    Checklist,
-    CommandError,
-    Hpo,
-    ImportShards,
-    Info,
-    Localize,
-    Plot,
-    Simulate,
-    Train,
-)
+from .commands import CommandError, Hpo, ImportShards, Localize, Simulate, Train
 from .configs import ConfigError, ExperimentConfig, load_config
 from .hpo import HpoError, HpoOptions, load_best
+from .inspection import Checklist, Info, Plot, Profile
 
 
 def _value(args: Sequence[str], option: str) -> str | None:
@@ -75,6 +66,7 @@ def _commands(base: ExperimentConfig) -> dict[str, Any]:
         "hpo": Hpo(HpoOptions(system=system, simulation=simulation, base=base)),
         "localize": Localize(missing, missing),
         "checklist": Checklist(base),
+        "profile": Profile(),
         "plot": Plot(),
         "info": Info(),
     }

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of ``ris``, each a dataclass of its options with a ``run`` that returns the status.
+"""The commands of ``ris`` that make something: simulate, import-shards, train, hpo, localize.
 
-PyTorch and Optuna are imported inside ``run``, so that the parser does without them.
+Each is a dataclass of its options with a ``run`` that returns the status. PyTorch and Optuna are
+imported inside ``run``, so that the parser does without them. Commands that look at something are
+in :mod:`.inspection`.
 """
 
 from __future__ import annotations
@@ -114,7 +116,7 @@ class ImportShards:
         return 0
 
 
-def _verify_shards(folder: str | None, wanted: bool) -> None:
+def verify_shards(folder: str | None, wanted: bool) -> None:
     """Refuse shards that differ from their checksums, before any work starts."""
     if folder is not None and wanted:
         from .shards import ShardDataset
@@ -154,7 +156,7 @@ class Train:
         from .hpo import checklist_passed
         from .train import TrainingError, fit
 
-        _verify_shards(self.experiment.data.shards, self.verify)
+        verify_shards(self.experiment.data.shards, self.verify)
         held = has_checkpoint(Path(self.out) / "last")
         if self.resume and not held:
             print(f"{self.out} holds no complete epoch: training starts at the beginning")
@@ -190,7 +192,7 @@ class Hpo:
         """Run or continue the search."""
         from .hpo import run
 
-        _verify_shards(self.options.shards, self.verify)
+        verify_shards(self.options.shards, self.verify)
         return run(self.options)
 
 
@@ -287,64 +289,3 @@ class Localize:
         elif self.json is not None:
             Path(self.json).write_text(as_json(found))
         return 0
-
-
-@dataclass(frozen=True)
-class Checklist:
-    """Check that a network, its covariance path and its data hold together."""
-
-    experiment: AllFields = field(default_factory=ExperimentConfig)
-    config_file: ConfigFile = None
-    """JSON file of an experiment configuration; options given here override it."""
-    checkpoint: str | None = None
-    """Folder of the network to check, with its own configuration; a new network when left out."""
-    verify: bool = True
-    """Compare the shards with their checksums first."""
-
-    def run(self) -> int:
-        """Print the checklist; status 1 if a line failed."""
-        from .checklist import main as checklist
-
-        _verify_shards(self.experiment.data.shards, self.verify)
-        return checklist(self.experiment, self.checkpoint)
-
-
-@dataclass(frozen=True)
-class Plot:
-    """Draw a training run or a search as an image."""
-
-    run_folder: Annotated[str | None, tyro.conf.arg(name="run")] = None
-    """Folder of a training run: losses, learning rate and loss terms over its steps."""
-    study: str | None = None
-    """Results folder of a search: objective of its trials and the best so far."""
-    out: str | None = None
-    """Image to write (.png, .svg or .pdf); run.png or study.png in the folder when left out."""
-
-    def run(self) -> int:
-        """Draw and say where."""
-        if (self.run_folder is None) == (self.study is None):
-            raise ConfigError("plot: give either --run or --study")
-        from .plots import run_figure, study_figure
-
-        if self.run_folder is not None:
-            figure, out = run_figure(self.run_folder), Path(self.run_folder, "run.png")
-        else:
-            figure, out = study_figure(str(self.study)), Path(str(self.study), "study.png")
-        out = Path(self.out or out)
-        figure.savefig(out)
-        print(f"figure {out}")
-        return 0
-
-
-@dataclass(frozen=True)
-class Info:
-    """Say which backends riskernels has loaded, and why or why not the others."""
-
-    json: bool = False
-    """Print JSON."""
-
-    def run(self) -> int:
-        """Print what ``python -m riskernels.info`` prints."""
-        from riskernels import info
-
-        return int(info.main(["--json"] if self.json else []))

@@ -280,6 +280,11 @@ class TrainConfig:
     """Seed of the initial weights, the simulated scenes and the order of stored ones."""
     device: str = "auto"
     """``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
+    covariance: Literal["auto", "dense", "factored"] = "auto"
+    """Form in which the loss computes with covariances; the loss is the same in both.
+
+    ``dense`` N x N matrices, or their N x (K_max + L) factors alone. ``auto`` is the faster one.
+    """
     log_every: int = 10
     """Steps between two lines of metrics."""
 
@@ -291,6 +296,8 @@ class TrainConfig:
         require_range(self, "lr_final swa_start", lambda x: 0 <= x <= 1, "0 to 1")
         require_range(self, "ema_decay", lambda x: 0 <= x < 1, "at least 0 and below 1")
         require_range(self, "seed", lambda x: 0 <= x < 2**63, "at least 0 and below 2^63")
+        form = self.covariance
+        require(form in ("auto", "dense", "factored"), self, f"unknown covariance {form!r}")
 
 
 @dataclass(frozen=True)

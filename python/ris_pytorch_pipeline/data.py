@@ -2,21 +2,25 @@
 """Training and validation scenes: simulated on the fly, or read from a folder of shards.
 
 Both sources plan an epoch as a list of batch sizes, hold one fixed validation set apart from the
-training data, and can be saved and continued exactly.
+training data, and can be saved and continued exactly. On CUDA the next batch is made beside the
+training step (:mod:`.prefetch`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
 from .checkpoint import config_differences
 from .configs import ConfigError, ExperimentConfig
+from .prefetch import prefetch
 from .shards import ShardDataset
 from .simulate import Scenes, Simulator
 
+Batches: TypeAlias = "Generator[Scenes, None, None]"
 HOLD_OUT_SEED = 20240607
 """Fixes which scenes of a shard folder are held out, whatever the seed of a run."""
 
@@ -29,6 +33,8 @@ def resolve_device(name: str, option: str = "train.device") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"{option}: got {name!r}, expected auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+        raise ConfigError(f"{option}: got {name!r}, expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"{option}: {name!r} is not there; use cpu or auto")
     return device
@@ -42,8 +48,8 @@ class SceneSource(Protocol):
     validation: list[Scenes]
     """The validation set, in batches, on the training device."""
 
-    def epoch(self) -> Iterator[Scenes]:
-        """The batches of the next epoch, on the training device."""
+    def epoch(self) -> Batches:
+        """The batches of the next epoch, on the training device; to be closed when left early."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -54,6 +60,13 @@ class SceneSource(Protocol):
 def _batch_sizes(samples: int, batch_size: int) -> list[int]:
     full, rest = divmod(samples, batch_size)
     return [batch_size] * full + [rest] * (rest > 0)
+
+
+def _ahead(device: torch.device) -> Callable[[Batches], Batches]:
+    """How a source on ``device`` makes its batches: ahead of their use, on a stream, on CUDA."""
+    if device.type == "cuda":
+        return partial(prefetch, stream=torch.cuda.Stream(device))
+    return lambda batches: batches
 
 
 class SimulatedScenes:
@@ -73,9 +86,10 @@ class SimulatedScenes:
             held_out.batch(size) for size in _batch_sizes(config.data.val_samples, batch_size)
         ]
         self._simulator = simulator("train")
+        self.ahead = _ahead(device)
 
-    def epoch(self) -> Iterator[Scenes]:
-        return (self._simulator.batch(size) for size in self.batch_sizes)
+    def epoch(self) -> Batches:
+        return self.ahead(self._simulator.batch(size) for size in self.batch_sizes)
 
     def state_dict(self) -> dict[str, Any]:
         return self._simulator.state_dict()
@@ -114,14 +128,15 @@ class ShardScenes:
         self.batch_sizes = _batch_sizes(len(self.train_indices), batch_size)
         self.validation = [self._read(part) for part in torch.split(self.val_indices, batch_size)]
         self._generator = torch.Generator().manual_seed(config.train.seed)
+        self.ahead = _ahead(device)
 
     def _read(self, indices: torch.Tensor) -> Scenes:
         return self._dataset.batch(indices).to(self._device)
 
-    def epoch(self) -> Iterator[Scenes]:
+    def epoch(self) -> Batches:
         order = torch.randperm(len(self.train_indices), generator=self._generator)
         parts = torch.split(self.train_indices[order], self.batch_sizes[0])
-        return (self._read(part) for part in parts)
+        return self.ahead(self._read(part) for part in parts)
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self._generator.get_state()}

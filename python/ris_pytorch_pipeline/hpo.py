@@ -170,7 +170,8 @@ class _Search:
         self.validation = open_scenes(self.base, self.device).validation
         self.weights = {f"val_{name}": getattr(self.base.loss, name) for name in TERMS}
         settings: dict[str, Any] = {"space": options.space, "config": to_dict(self.base)}
-        del settings["config"]["train"]["device"]
+        for name in ("device", "covariance"):  # they change no value
+            del settings["config"]["train"][name]
         self.where = "its storage" if options.storage else f"{options.out}/study.db"
         self.shared = SharedStudy(
             options.name,
@@ -280,7 +281,8 @@ class _Search:
         if not checklist_passed(folder):
             self.unsound.append(trial.number)
         net = load_checkpoint(result.checkpoint, device=self.device, expect=config.covariance).net
-        loss = LocalizationLoss(config.system, self.base.loss, config.covariance)
+        form = config.train.covariance
+        loss = LocalizationLoss(config.system, self.base.loss, config.covariance, form)
         terms = validate(net, loss, self.validation)
         if not math.isfinite(terms["total"]):
             raise HpoError(f"validation loss is {terms['total']}")

@@ -14,20 +14,15 @@ so that the predicted covariance obeys the geometry from the first step on.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from .configs import ConfigError, CovarianceConfig, ModelConfig, SystemConfig
-from .covariance import (
-    back_projected_snapshots,
-    effective_covariance,
-    predicted_covariance,
-    sample_covariance,
-)
+from .covariance import back_projected_snapshots
 from .geometry import steering
+from .inference import Inference
 from .simulate import Scenes
 
 POWER_FLOOR = 1e-3
@@ -52,15 +47,6 @@ class Prediction:
     """Logits [B, K_max] that the slot holds a source."""
     snapshots: Tensor
     """The back-projected snapshots a_l [B, L, N] that the network saw."""
-
-
-class Inference(NamedTuple):
-    """One pass from scenes to the covariance that is used."""
-
-    prediction: Prediction
-    r_pred: Tensor
-    r_samp: Tensor
-    r_blend: Tensor
 
 
 class _Attention(nn.Module):
@@ -219,9 +205,13 @@ class LocalizationNet(nn.Module):
         chosen = {id(p) for p in head}
         return {"backbone": [p for p in self.parameters() if id(p) not in chosen], "head": head}
 
-    def forward(self, scenes: Scenes) -> Prediction:
-        """Factor, positions and existence of every slot, for B scenes."""
-        snapshots = back_projected_snapshots(scenes, self.covariance)
+    def forward(self, scenes: Scenes, snapshots: Tensor | None = None) -> Prediction:
+        """Factor, positions and existence of every slot, for B scenes.
+
+        ``snapshots`` are the scenes' back-projected snapshots [B, L, N] where they are at hand.
+        """
+        if snapshots is None:
+            snapshots = back_projected_snapshots(scenes, self.covariance)
         images = _unit_power(snapshots.to(torch.complex64))
         snr = scenes.snr_db.float() / 20
         power = self._power_map(images)
@@ -313,9 +303,4 @@ def infer(
             f"infer: got {config}, but the network was made with {net.covariance}; "
             "load the checkpoint with the wanted configuration and allow_mismatch=True"
         )
-    prediction = net(scenes)
-    r_pred = predicted_covariance(prediction.factor)
-    r_samp = sample_covariance(scenes, net.covariance)
-    return Inference(
-        prediction, r_pred, r_samp, effective_covariance(r_pred, r_samp, net.covariance)
-    )
+    return Inference(net(scenes), scenes, net.covariance)

@@ -43,7 +43,7 @@ def new_figure(panels: int) -> Figure:
         if error.name != "matplotlib":
             raise
         raise ConfigError(
-            'ris plot needs Matplotlib, which is not installed: pip install "riskernels[plots]"'
+            'figures need Matplotlib, which is not installed: pip install "riskernels[plots]"'
         ) from None
     size = (WIDTH, PANEL_HEIGHT * panels + 0.5)
     return Figure(figsize=size, dpi=DPI, layout="constrained")

@@ -68,12 +68,11 @@ def localize_scenes(
     """
     with torch.inference_mode():
         inference = infer(checkpoint.net, scenes, checkpoint.config.covariance)
+        r_blend = inference.r_blend
         if num_sources is None:
             least = checkpoint.config.simulation.min_sources
             num_sources = predicted_count(inference.prediction.existence, least)
-    return estimate_positions(
-        inference.r_blend, num_sources, checkpoint.config.system, search, grid=grid
-    )
+    return estimate_positions(r_blend, num_sources, checkpoint.config.system, search, grid=grid)
 
 
 def localize_shards(

@@ -123,19 +123,34 @@ def true_steering(
     return (columns * scenes.mask[..., None]).mT
 
 
+def true_factor(system: SystemConfig, scenes: Scenes, steering: Tensor) -> Tensor:
+    """Y = A diag(sqrt(p)) scaled to |Y|^2 = N, ``[B, N, K_max]``: the factor of R_true = Y Y^H.
+
+    ``steering`` is A, from :func:`true_steering`; Y has its dtype.
+    """
+    factor = steering * scenes.power.sqrt()[:, None, :]
+    energy = torch.view_as_real(factor).square().sum((1, 2, 3))
+    return factor * (system.elements / energy).sqrt()[:, None, None]
+
+
 def true_covariance(
-    system: SystemConfig, scenes: Scenes, *, dtype: torch.dtype = torch.complex64
+    system: SystemConfig,
+    scenes: Scenes,
+    *,
+    steering: Tensor | None = None,
+    dtype: torch.dtype = torch.complex64,
 ) -> Tensor:
     """R_true = A diag(p) A^H scaled to trace N, ``[B, N, N]``; exactly Hermitian, rank K.
 
-    A training target. Nothing derived from it may enter a sample covariance.
+    A training target. Nothing derived from it may enter a sample covariance. ``steering`` spares
+    the computation of A = ``true_steering(system, scenes, dtype=dtype)`` where it is at hand.
     """
-    factor = true_steering(system, scenes, dtype=dtype) * scenes.power.sqrt()[:, None, :]
-    energy = factor.abs().square().sum((-2, -1), keepdim=True)
-    factor = factor * (system.elements / energy).sqrt()
+    if steering is None:
+        steering = true_steering(system, scenes, dtype=dtype)
+    factor = true_factor(system, scenes, steering)
     # A matrix product need not round its (i, j) and (j, i) entries alike.
-    product = factor @ factor.mH
-    return (product + product.mH) / 2
+    half = factor @ (0.5 * factor).mH
+    return half + half.mH
 
 
 def _stream_seeds(seed: int, split: str | int, count: int) -> list[int]:
@@ -300,5 +315,6 @@ class Simulator:
         line_of_sight = torch.polar(torch.ones_like(station), station)[..., None] * surface[:, None]
         scatter_weight = 1 / (1 + self.simulation.rician_kappa)
         scatter = self._normal(batch, system.antennas, system.elements)
-        scatter *= math.sqrt(scatter_weight / system.elements)
+        # In place on the real numbers: a complex product costs four times as many.
+        torch.view_as_real(scatter).mul_(math.sqrt(scatter_weight / system.elements))
         return scatter.add_(line_of_sight, alpha=math.sqrt(1 - scatter_weight))

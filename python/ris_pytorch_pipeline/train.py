@@ -7,6 +7,7 @@ everything needed to continue) and ``best`` (the weights with the lowest validat
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
@@ -33,9 +34,17 @@ from .optim import StepGuard, StepReport, WeightAverage, build_optimizer, warmup
 from .progress import RunLog
 from .simulate import Scenes
 
-__all__ = ["TrainResult", "TrainingError", "fit", "infer", "resolve_device", "validate"]
+__all__ = [
+    "TrainResult",
+    "Trainer",
+    "TrainingError",
+    "fit",
+    "infer",
+    "resolve_device",
+    "validate",
+]
 
-FREE_TO_CHANGE = {"epochs", "patience", "log_every", "device"}
+FREE_TO_CHANGE = {"epochs", "patience", "log_every", "device", "covariance"}
 """Fields of TrainConfig that may differ when a run is continued."""
 
 Metrics = dict[str, float]
@@ -79,7 +88,7 @@ def validate(net: LocalizationNet, loss: LocalizationLoss, batches: Iterable[Sce
     return dict(zip(sums, means, strict=True))
 
 
-class _Trainer:
+class Trainer:
     """The moving parts of one run, and their saved form."""
 
     def __init__(self, config: ExperimentConfig, device: torch.device) -> None:
@@ -87,7 +96,9 @@ class _Trainer:
         self.config, self.device = config, device
         self.data = open_scenes(config, device)
         self.net = LocalizationNet(config.system, config.model, config.covariance).to(device)
-        self.loss = LocalizationLoss(config.system, config.loss, config.covariance)
+        self.loss = LocalizationLoss(
+            config.system, config.loss, config.covariance, train.covariance
+        )
         sizes, group = self.data.batch_sizes, train.accumulate
         self.groups = [sizes[i : i + group] for i in range(0, len(sizes), group)]
         self.total_steps = train.epochs * len(self.groups)
@@ -187,24 +198,24 @@ class _Trainer:
         self.net.train()
         train = self.config.train
         label, rate = f"{self.epoch + 1}/{train.epochs}", self.guard.scheduler
-        batches = self.data.epoch()
         sums: dict[str, Tensor] = {}
         taken = 0
-        for number, group in enumerate(self.groups, start=1):
-            lr = float(rate.get_last_lr()[0])
-            report, terms = self.train_step([next(batches) for _ in group])
-            values = {"loss": report.loss, "lr": lr}
-            if report.stepped:
-                taken += sum(group)
-                for name, value in terms.items():
-                    sums[name] = sums.get(name, 0.0) + value * sum(group)
-                if len(self.first_losses) < train.log_every:
-                    self.first_losses.append(report.loss)
-                self.last_losses = [*self.last_losses, report.loss][-train.log_every :]
-            else:
-                self._report_skip(log, report)
-            shown = number % train.log_every == 0 or number in (1, len(self.groups))
-            log.advance(label, values, show=shown)
+        with contextlib.closing(self.data.epoch()) as batches:
+            for number, group in enumerate(self.groups, start=1):
+                lr = float(rate.get_last_lr()[0])
+                report, terms = self.train_step([next(batches) for _ in group])
+                values = {"loss": report.loss, "lr": lr}
+                if report.stepped:
+                    taken += sum(group)
+                    for name, value in terms.items():
+                        sums[name] = sums.get(name, 0.0) + value * sum(group)
+                    if len(self.first_losses) < train.log_every:
+                        self.first_losses.append(report.loss)
+                    self.last_losses = [*self.last_losses, report.loss][-train.log_every :]
+                else:
+                    self._report_skip(log, report)
+                shown = number % train.log_every == 0 or number in (1, len(self.groups))
+                log.advance(label, values, show=shown)
         if not taken:
             raise TrainingError(
                 f"no step of epoch {self.epoch + 1} had finite gradients ({self.guard.skipped} "
@@ -287,7 +298,7 @@ def fit(
             ``val_loss`` and every term with the prefix ``train_`` or ``val_``), after the
             checkpoint is written; what it raises ends the training.
         resume: continue exactly after the last complete epoch of ``out_dir``, if there is one.
-            ``epochs``, ``patience``, ``log_every`` and ``device`` may differ from the saved run.
+            The fields of TrainConfig in :data:`FREE_TO_CHANGE` may differ from the saved run's.
         quiet: print nothing.
 
     Raises:
@@ -299,7 +310,7 @@ def fit(
     devices = [torch.device(device.type, device.index or 0)] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(train.seed)
-        trainer = _Trainer(config, device)
+        trainer = Trainer(config, device)
         if resume and has_checkpoint(out_dir / "last"):
             trainer.restore(out_dir / "last")
         else:
@@ -324,5 +335,5 @@ def fit(
             return trainer.finish(out_dir, log)
 
 
-def _ended(trainer: _Trainer, train: TrainConfig) -> bool:
+def _ended(trainer: Trainer, train: TrainConfig) -> bool:
     return trainer.epoch >= train.epochs or trainer.stale_epochs >= train.patience
