@@ -174,6 +174,19 @@ def test_non_finite_input_stays_in_its_scene(backend):
     assert not torch.isfinite(torch.view_as_real(value[2].detach())).all()
 
 
+@pytest.mark.parametrize("n", [3, 31, 300])
+@pytest.mark.parametrize("element", [0, -1])
+def test_a_broken_imaginary_part_on_the_diagonal_shows(backend, n, element):
+    """The imaginary part cancels in the Hermitian part, unless it is no number."""
+    pred, samp = pair(1, n, torch.complex64, backend.device)
+    pred[0, element, element] = complex(1.0, float("nan"))
+    assert riskernels.blend_covariance(pred, samp)[0, element, element].isnan()
+    identity = torch.eye(n, dtype=torch.complex64, device=backend.device)[None]
+    leaf = identity.clone().requires_grad_()
+    riskernels.blend_covariance(leaf, samp).backward(pred)
+    assert leaf.grad[0, element, element].isnan()
+
+
 def test_empty_batch_and_deterministic(backend):
     pred, samp = pair(0, 31, torch.complex64, backend.device)
     leaf = pred.requires_grad_()

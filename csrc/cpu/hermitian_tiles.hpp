@@ -184,7 +184,9 @@ RISKERNELS_INLINE void mirror(Tile<T>& tile, T diagonal) {
   for (int r = 0; r < kSize; ++r) S::store(buffer + r * S::W, tile.row[r]);
   for (int r = 0; r < kSize; ++r) {
     buffer[r * S::W + 2 * r] += diagonal;
-    buffer[r * S::W + 2 * r + 1] = T(0);
+    // Zero, but for a part that is not finite.
+    T& imaginary = buffer[r * S::W + 2 * r + 1];
+    imaginary -= imaginary;
     for (int c = 0; c < r; ++c) {
       buffer[r * S::W + 2 * c] = buffer[c * S::W + 2 * r];
       buffer[r * S::W + 2 * c + 1] = -buffer[c * S::W + 2 * r + 1];

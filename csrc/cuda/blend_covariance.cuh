@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, kBlendBlocks<T>)
     write_pair(at, pair, shared, n, matrix,
                [&](int half, int u, int w, Complex<T> opposite, bool on_diagonal) -> Complex<T> {
                  const Complex<T> sum = pred[half].pass[u].at[w] + conj(opposite);
-                 return {on_diagonal ? sum.re + diagonal : sum.re, on_diagonal ? T(0) : sum.im};
+                 return {on_diagonal ? sum.re + diagonal : sum.re, sum.im};
                });
   }
 }
@@ -210,10 +210,10 @@ __global__ void __launch_bounds__(kThreads, kBlendBlocks<T>)
     __syncthreads();
     T part = 0;
     write_pair(at, pair, shared, n, matrix,
-               [&](int half, int u, int w, Complex<T> opposite, bool on_diagonal) -> Complex<T> {
+               [&](int half, int u, int w, Complex<T> opposite, bool) -> Complex<T> {
                  const Complex<T> g = incoming[half].pass[u].at[w], p = pred[half].pass[u].at[w];
                  const T re = (g.re + opposite.re) / 2;
-                 const T im = on_diagonal ? T(0) : grad.sign * ((g.im - opposite.im) / 2);
+                 const T im = grad.sign * ((g.im - opposite.im) / 2);
                  part += re * p.re + im * (m.pred.sign * p.im);
                  return {included ? scale * re : T(0), included ? scale * im : T(0)};
                });

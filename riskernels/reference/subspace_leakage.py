@@ -99,5 +99,7 @@ def subspace_leakage_backward(
     adjoint = basis.mT.conj_physical()
     both = projected.to(torch.complex128) @ basis.to(torch.complex128)
     inside = 2 * projected - (both @ adjoint.to(torch.complex128)).to(cov.dtype)
-    scale = torch.where(total == 0, total.new_zeros(()), 2 * grad / total)[:, None, None]
-    return scale * ((1 - leakage)[:, None, None] * cov - basis @ inside)
+    scale = (2 * grad / total)[:, None, None]
+    result = scale * ((1 - leakage)[:, None, None] * cov - basis @ inside)
+    # Selected rather than multiplied by zero: the basis may hold NaN.
+    return torch.where((total == 0)[:, None, None], result.new_zeros(()), result)
