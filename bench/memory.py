@@ -63,7 +63,7 @@ def _measure(identifier: str, shape: str, peer_name: str, threads: int) -> dict[
     generator = torch.Generator().manual_seed(0)
     # Scenes enough that every thread of the pool takes part in the warm-up.
     tiny = replace(
-        case, sizes={**{name: min(4, size) for name, size in case.sizes.items()}, "B": 8 * threads}
+        case, sizes={**{name: min(8, size) for name, size in case.sizes.items()}, "B": 8 * threads}
     )
     prepare, scenes = operator.kernel, case.sizes["B"]
     if peer_name:

@@ -283,7 +283,9 @@ def describe(case: dict[str, Any]) -> str:
         per = " per thread" if "threads" in extra else ""
         lines.append(f"  peak memory beyond the output: {beyond:.2f} MiB{per}")
         for name, peer in extra.get("peers", {}).items():
-            lines.append(f"    {name}: {peer['bytes_beyond_output'] / 2**20:.2f} MiB")
+            few = peer["measured_scenes"] < case["sizes"]["B"]
+            scaled = f" (from {peer['measured_scenes']} scenes)" if few else ""
+            lines.append(f"    {name}: {peer['bytes_beyond_output'] / 2**20:.2f} MiB{scaled}")
     return "\n".join(lines)
 
 

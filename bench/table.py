@@ -95,16 +95,18 @@ def _memory_rows(cases: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) 
     key = "bytes_beyond_output" + ("_per_thread" if per_thread else "")
     title = "memory beyond output" + (", per thread" if per_thread else "")
 
-    def cell(memory: Mapping[str, Any], name: str) -> str:
-        used = memory.get("peers", {}).get(name, {}).get(key)
-        if used is None:
+    def cell(case: Mapping[str, Any], name: str) -> str:
+        memory = case.get("memory", {})
+        peer = memory.get("peers", {}).get(name)
+        if peer is None:
             return ""
-        own = memory[key]
-        return _mebibytes(used) + (f" ({used / own:.1f}x)" if own >= 2**20 else "")
+        used, own = peer[key], memory[key]
+        mark = "†" if peer["measured_scenes"] < case["sizes"]["B"] else ""
+        return _mebibytes(used) + mark + (f" ({used / own:.1f}x)" if own >= 2**20 else "")
 
     rows = [_row(title, [_mebibytes(memory[key]) if memory else "" for memory in found])]
     for name in rivals:
-        cells = [cell(memory, name) for memory in found]
+        cells = [cell(case, name) for case in cases]
         rows.append(_row(f"{title}, {titles.get(name, name)}", cells))
     return rows
 
@@ -148,7 +150,7 @@ def _about(report: Mapping[str, Any]) -> list[str]:
         if entry["status"] == "measured" and entry["scaled_by"] != 1
     }
     if scaled:
-        notes.append(f"† timed on fewer scenes and scaled to B ({'; '.join(sorted(scaled))}).")
+        notes.append(f"† measured on fewer scenes and scaled to B ({'; '.join(sorted(scaled))}).")
     absent = {
         f"{entry['title']} {entry['status']} ({entry['reason']})"
         for entry in entries
