@@ -178,7 +178,11 @@ def report() -> dict:
         results.append(run.run_case(case, operator, rivals, SETTINGS))
         run.add_floor(results[-1], operator.cost(case), CEILINGS)
     for size, result in ((2**21, results[0]), (100, results[1])):
-        rival = {"bytes_beyond_output": 50 * 2**20, "bytes_beyond_output_per_thread": 1}
+        rival = {
+            "bytes_beyond_output": 50 * 2**20,
+            "bytes_beyond_output_per_thread": 1,
+            "measured_scenes": 2 if size == 100 else result["sizes"]["B"],
+        }
         result["memory"] = {
             "threads": 2,
             "bytes_beyond_output": size,
@@ -205,9 +209,11 @@ def test_the_table_compares_memory_and_picks_operators(report):
     assert "| memory beyond output, riskernels, dense | 50.00 MiB (25.0x) |" in text
     assert "50.0 GFLOP/s in float64 (a test)" in text
     both = table.markdown(report)
-    assert "| memory beyond output, riskernels, dense | 50.00 MiB |" in both
+    assert "| memory beyond output, riskernels, dense | 50.00 MiB† |" in both
     assert "peak memory beyond the output" in run.describe(report["cases"][0])
-    assert "riskernels_dense: 50.00 MiB" in run.describe(report["cases"][0])
+    whole, scaled = (run.describe(case) for case in report["cases"])
+    assert "riskernels_dense: 50.00 MiB\n" in whole + "\n"
+    assert "riskernels_dense: 50.00 MiB (from 2 scenes)" in scaled
     with pytest.raises(ValueError, match="no case of hermitian_nmse"):
         table.markdown(report, ["hermitian_nmse"])
 
