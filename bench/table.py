@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import SCHEMA
+from ris_pytorch_pipeline import profile_report
 
 MARKED = re.compile(
     r"<!-- table of (?P<file>\S+)(?P<operators>(?: --op \S+)*): begin -->\n"
@@ -194,7 +195,9 @@ def redraw(document: str, folder: Path) -> str:
     def drawn(match: re.Match[str]) -> str:
         begin, _, _ = match[0].partition("\n")
         names = match["operators"].split()[1::2]
-        table = markdown(json.loads((folder / match["file"]).read_text()), names)
+        report = json.loads((folder / match["file"]).read_text())
+        profiled = report.get("schema") == profile_report.SCHEMA
+        table = profile_report.markdown_table(report) if profiled else markdown(report, names)
         return f"{begin}\n{table}\n<!-- end -->"
 
     text, count = MARKED.subn(drawn, document)

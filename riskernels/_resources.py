@@ -72,7 +72,8 @@ def _measured_lines(facts: dict[str, Any]) -> list[str]:
         f"{'per SM':>6} {'occupancy':>9}   kernel (bytes)",
     ]
     for call in facts["calls"]:
-        shape = " ".join(f"{name}={call[name]}" for name in "BLMN" if call[name])
+        sizes = {name: call[name] for name in "BLMN"} | {"r": call["columns"], "k": call["sources"]}
+        shape = " ".join(f"{name}={size}" for name, size in sizes.items() if size)
         per_snapshot = ", one H per snapshot" if call["h_per_snapshot"] else ""
         lines.append(f"{call['operator']} {call['pass']}, {call['dtype']}, {shape}{per_snapshot}")
         lines += [

@@ -26,10 +26,14 @@ CALL = {
     "dtype": "complex64",
     "pass": "forward",
     **{"B": 64, "L": 16, "M": 16, "N": 144},
+    "columns": 0,
+    "sources": 0,
     "h_per_snapshot": True,
     "kernels": [KERNEL],
 }
-MEASURED = {"device": "A GPU", "compute_capability": "9.0", "calls": [CALL]}
+FACTORED = {**CALL, "operator": "factored_nmse", "L": 0, "M": 0, "h_per_snapshot": False}
+FACTORED |= {"columns": 21, "sources": 5}
+MEASURED = {"device": "A GPU", "compute_capability": "9.0", "calls": [CALL, FACTORED]}
 TABLE = {
     "nvcc": "13.0.88",
     "kernels": {
@@ -52,6 +56,7 @@ def test_measured_kernels(monkeypatch):
     assert (
         "tikhonov_covariance forward, complex64, B=64 L=16 M=16 N=144, one H per snapshot" in text
     )
+    assert "factored_nmse forward, complex64, B=64 N=144 r=21 k=5\n" in text
     row = next(line for line in text.splitlines() if "fused_covariance" in line)
     assert row.split()[:8] == ["80", "0", "0", "72704", "256", "256", "3", "38%"]
 

@@ -107,6 +107,23 @@ def machine_line(report: Report) -> str:
     )
 
 
+def markdown_table(report: Report) -> str:
+    """One row per size and path: the step, what covariance and loss take of it, and the speedup."""
+    lines = [
+        f"| N | path | step | {COVARIANCE} | share | speedup of {COVARIANCE} |",
+        "|---:|---|---:|---:|---:|---:|",
+    ]
+    for case in report["cases"]:
+        times = [f"{1000 * case[key]:,.3g} ms" for key in ("step", "covariance_and_loss")]
+        speedup = f"{case['speedup']:.1f}x" if "speedup" in case else ""
+        cells = [case["elements"], case["path"], *times, f"{100 * case['share']:.1f} %", speedup]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    commit = (report["commit"] or "unknown")[:10] + (" (modified)" if report["modified"] else "")
+    return "\n".join(
+        [*lines, "", f"{machine_line(report)}; commit {commit}, {report['created'][:10]}."]
+    )
+
+
 def profile_figure(report: Report) -> Figure:
     """Stacked bars: time of a step by phase, a panel per size and a bar per path.
 
