@@ -218,8 +218,9 @@ def test_the_memory_measurement_sees_temporaries():
     assert 58 * 2**20 < beyond < 68 * 2**20
 
 
-def test_the_tables_of_the_readme_are_the_committed_runs():
-    root = Path(__file__).parent.parent
-    text = (root / "README.md").read_text()
+@pytest.mark.parametrize("document", ["README.md", "docs/benchmarks.md"])
+def test_the_tables_of_the_documents_are_the_committed_runs(document):
+    path = Path(__file__).parent.parent / document
+    text = path.read_text()
     assert len(table.MARKED.findall(text)) == text.count("<!-- table of ")
-    assert table.redraw(text, root) == text
+    assert table.redraw(text, path.parent) == text

@@ -48,6 +48,10 @@ def read_report(path: str | Path) -> Report:
     return report
 
 
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
 def by_size(cases: Sequence[Report]) -> dict[int, list[Report]]:
     """The results of every size, in order."""
     sizes: dict[int, list[Report]] = {}
@@ -114,7 +118,7 @@ def markdown_table(report: Report) -> str:
         "|---:|---|---:|---:|---:|---:|",
     ]
     for case in report["cases"]:
-        times = [f"{1000 * case[key]:,.3g} ms" for key in ("step", "covariance_and_loss")]
+        times = [_time(case[key]) for key in ("step", "covariance_and_loss")]
         speedup = f"{case['speedup']:.1f}x" if "speedup" in case else ""
         cells = [case["elements"], case["path"], *times, f"{100 * case['share']:.1f} %", speedup]
         lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -153,10 +157,9 @@ def profile_figure(report: Report) -> Figure:
             start = [left + w for left, w in zip(start, width, strict=True)]
         longest = max(start)
         for position, (end, case) in enumerate(zip(start, cases, strict=True)):
-            shown = f"{end:,.0f}" if end >= 100 else f"{end:.3g}"
-            text = f" {shown} ms, * {100 * case['share']:.1f} %"
+            text = f" {_time(case['step'])}, * {100 * case['share']:.1f} %"
             axes.text(end + 0.005 * longest, position, text, va="center", fontsize=9)
-        axes.set_xlim(0, 1.22 * longest)
+        axes.set_xlim(0, 1.25 * longest)
         axes.invert_yaxis()
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
