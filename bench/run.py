@@ -297,6 +297,8 @@ def run(
 ) -> dict[str, Any]:
     """Measure the cases and return what the JSON file holds."""
     torch.set_num_threads(settings.threads)
+    # Now, not after minutes in which other files may have been edited.
+    measured_commit = machine.commit()
     on = device(settings.device)
     known = operators()
     rivals = peers() if rivals is None else rivals
@@ -326,7 +328,7 @@ def run(
         "device": settings.device,
         "machine": machine.machine(settings.device),
         "versions": machine.versions(),
-        **machine.commit(),
+        **measured_commit,
         "settings": asdict(settings),
         "threads": settings.threads,
         "ceilings": ceilings,

@@ -181,8 +181,8 @@ def test_searches_that_cannot_be_drawn(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "either --run or --study" in error_of(capsys)
-    assert "either --run or --study" in error_of(capsys, "--run", "a", "--study", "b")
+    assert "one of --run, --study and --profile" in error_of(capsys)
+    assert "one of --run, --study and --profile" in error_of(capsys, "--run", "a", "--study", "b")
     write_run(tmp_path / "run")
     line = error_of(capsys, "--run", str(tmp_path / "run"), "--out", str(tmp_path / "a.xyz"))
     assert "'xyz' is not supported" in line
