@@ -19,7 +19,7 @@ from .simulate import Scenes, true_covariance
 
 
 def energy(x: Tensor) -> Tensor:
-    """Sum of |x|^2 of every scene, [B] from [B, ., .]."""
+    """Sum of ``|x|^2`` of every scene, [B] from [B, ., .]."""
     return torch.view_as_real(x).square().sum((1, 2, 3))
 
 

@@ -124,7 +124,7 @@ def true_steering(
 
 
 def true_factor(system: SystemConfig, scenes: Scenes, steering: Tensor) -> Tensor:
-    """Y = A diag(sqrt(p)) scaled to |Y|^2 = N, ``[B, N, K_max]``: the factor of R_true = Y Y^H.
+    """Y = A diag(sqrt(p)) scaled to trace N, ``[B, N, K_max]``: the factor of R_true = Y Y^H.
 
     ``steering`` is A, from :func:`true_steering`; Y has its dtype.
     """

@@ -151,7 +151,7 @@ def subspace_leakage(
     Returns:
         [B] real, from 0 to 1, float32 for complex64 and float64 for complex128; 0 where R is 0. Its
         absolute error is a few units of rounding of the dtype, as long as :math:`|R_{ij}|^2` and
-        their sum stay within its range (|R| from about 1e-17 to 1e17 in complex64).
+        their sum stay within its range (entries from about 1e-17 to 1e17 in complex64).
 
     Gradients reach ``cov`` (PyTorch's convention, dL/dRe + i dL/dIm): those of the expanded form,
     with all entries independent. Steering vectors that require gradients are refused. Forward
