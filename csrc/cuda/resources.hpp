@@ -33,7 +33,7 @@ constexpr std::initializer_list<ExampleShape> kNmseShapes = {
     {64, 0, 0, 144, false, false},
     {64, 0, 0, 144, false, true},
 };
-constexpr auto& kBlendShapes = kNmseShapes;
+constexpr std::initializer_list<ExampleShape> kBlendShapes = kNmseShapes;
 // The last are split into strips of columns.
 constexpr std::initializer_list<ExampleShape> kLeakageShapes = {
     {64, 0, 0, 144, false, false, 0, 5},
