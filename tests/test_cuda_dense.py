@@ -258,6 +258,15 @@ def test_orders_agree():
         assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
 
 
+def test_masked_columns_do_not_raise_the_pivot_floor():
+    """Steering vectors of 1e-8: a floor made from the ones of masked columns would hide them."""
+    cov, steering, _ = scene(2, 9, 3, torch.complex128)
+    steering, num_sources = torch.nan_to_num(steering), torch.tensor([2, 3])
+    got = dense.leakage_forward(cov, steering * 1e-8, num_sources, 1e-26)
+    want = dense.leakage_forward(cov, steering, num_sources, 1e-10)
+    assert_close(got.leakage, want.leakage, 1e-6)
+
+
 def test_no_scenes():
     empty = torch.empty(0, 5, 5, dtype=torch.complex64)
     assert dense.blend_forward(empty, empty, Blend()).shape == (0, 5, 5)

@@ -144,6 +144,18 @@ def test_masked_elements_and_columns_stay_out(dtype):
     assert all(torch.isfinite(g).all() for g in gradients)
 
 
+def test_masked_columns_do_not_raise_the_pivot_floor():
+    """Steering vectors of 1e-8: a floor made from the ones of masked columns would hide them."""
+    g = torch.Generator().manual_seed(0)
+    factor, steering = (
+        ti.complex_normal(2, 9, columns, dtype=torch.complex128, seed=g) for columns in (4, 3)
+    )
+    sources = torch.tensor([2, 3])
+    got, _ = operators.leakage_forward(factor, None, steering * 1e-8, sources, 1e-26)
+    want, _ = operators.leakage_forward(factor, None, steering, sources, 1e-10)
+    assert_close(got, want, 1e-6)
+
+
 def test_one_element_and_no_power():
     """One kept element has no off-diagonal part; no power and eps = 0 leave masked rows at 0."""
     x, rho, y = scene(2, 9, 4, 2, torch.complex64)

@@ -102,12 +102,12 @@ RISKERNELS_DEVICE void leakage_matrices(const Complex<double>* gram, int r, int 
   const int c = r + k;
   const Complex<double>* const steering = gram + r * c + r;  // Gss
   const Complex<double>* const mixed = gram + r * c;         // Gsx
-  double largest = sources < k ? 1.0 : 0.0;
+  double largest = 0;
   for (int i = 0; i < sources; ++i) {
     const double entry = steering[i * c + i].re;
     largest = entry > largest ? entry : largest;
   }
-  const double noise = 8 * k * Limits<double>::kEpsilon * largest;
+  const double noise = 8 * sources * Limits<double>::kEpsilon * largest;
   const double floor = noise > ridge ? noise : ridge;
   Complex<double>* const doubled = to.inner;  // until U is formed
   for_block_items(k * k, [&](int item) {

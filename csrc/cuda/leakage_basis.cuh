@@ -75,11 +75,10 @@ RISKERNELS_DEVICE void steering_gram(const SteeringRows<T>& steering, const Leak
 
 // No pivot is below the ridge, nor worth more than the rounding errors of the largest entry. NaN
 // passes through.
-RISKERNELS_DEVICE double pivot_floor(const BasisAlgebra& a, int sources, int columns,
-                                     double ridge) {
-  double largest = sources < columns ? 1.0 : 0.0;
+RISKERNELS_DEVICE double pivot_floor(const BasisAlgebra& a, int sources, double ridge) {
+  double largest = 0;
   for (int k = 0; k < sources; ++k) largest = fmax(largest, a.pivots[k].re);
-  const double noise = 8 * columns * Limits<double>::kEpsilon * largest;
+  const double noise = 8 * sources * Limits<double>::kEpsilon * largest;
   return noise > ridge ? noise : ridge;
 }
 RISKERNELS_DEVICE double floored(double pivot, double floor) {
@@ -145,7 +144,7 @@ RISKERNELS_DEVICE void leakage_basis(const LeakageProblem<T>& p, const BasisAlge
   const int sources = wanted < 0 ? 0 : wanted > columns ? columns : static_cast<int>(wanted);
   steering_gram(steering, p, sources, a);
   __syncthreads();
-  const double floor = pivot_floor(a, sources, columns, p.ridge);
+  const double floor = pivot_floor(a, sources, p.ridge);
   eliminate(a, sources, columns, floor);
   // With a single column there was no barrier since the floor was found.
   __syncthreads();
