@@ -4,18 +4,14 @@
 
 #include <optional>
 
-#include "factored_problem.hpp"
-#include "tensor_checks.hpp"
+#include "factored_inputs.hpp"
 
 namespace riskernels {
 
 inline void check_spectrum(const char* op, DeviceType launcher, const Tensor& factor,
                            const std::optional<Tensor>& rho) {
-  check_complex(op, "factor", factor);
-  if (factor.dim() != 3) fail(op, "factor has shape ", shape_text(factor), ", expected [B, N, r]");
-  if (factor.size(1) < 1 || factor.size(2) < 1)
-    fail(op, "N and r must be at least 1, got N=", factor.size(1), ", r=", factor.size(2));
-  if (rho.has_value()) check_real_companion(op, "rho", *rho, {factor.size(0)}, factor);
+  check_factor(op, "factor", factor, "r");
+  check_rho(op, rho, factor);
   check_device(op, "factor", factor, launcher);
 }
 
@@ -34,9 +30,7 @@ FactoredSpectrumProblem<T> spectrum_problem(const Tensor& factor,
   FactoredSpectrumProblem<T> p{};
   p.scenes = factor.size(0);
   p.elements = factor.size(1);
-  p.factor.data = real_pointer<T>(factor);
-  for (int i = 0; i < 3; ++i) p.factor.stride[i] = factor.stride(i);
-  p.factor.columns = factor.size(2);
+  p.factor = factor_of<T>(factor);
   if (rho.has_value()) {
     p.rho = real_pointer<T>(*rho);
     p.rho_stride = rho->stride(0);

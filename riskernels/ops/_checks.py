@@ -109,13 +109,20 @@ def check_nmse(
     check_nmse_options(op, lam_diag, lam_off, eps, element_mask, estimate)
 
 
-def check_grad_real(
-    op: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor
+def check_companion(
+    op: str, name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], like: Tensor
 ) -> None:
-    """A real tensor of the precision and device of the complex ``like``."""
-    if tensor.dtype != like.dtype.to_real():
-        _fail(op, f"{name} has dtype {tensor.dtype}, expected {like.dtype.to_real()}")
+    """A tensor of the given dtype and shape on the device of ``like``."""
+    if tensor.dtype != dtype:
+        _fail(op, f"{name} has dtype {tensor.dtype}, expected {dtype}")
     if tensor.device != like.device:
         _fail(op, f"{name} is on {tensor.device}, expected {like.device}")
     if tuple(tensor.shape) != shape:
         _fail(op, f"{name} has shape {_shape(tensor)}, expected {list(shape)}")
+
+
+def check_grad_real(
+    op: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor
+) -> None:
+    """A real tensor of the precision and device of the complex ``like``."""
+    check_companion(op, name, tensor, like.dtype.to_real(), shape, like)

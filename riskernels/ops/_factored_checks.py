@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the operators on factored covariances R = X X^H + rho I share: input checks, vmap.
+"""Input checks of the operators on factored covariances R = X X^H + rho I.
 
-csrc/common/factored_inputs.hpp makes the same checks, in the same words.
+csrc/common/factored_inputs.hpp and spectrum_inputs.hpp make the same ones, in the same words.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from riskernels.ops._checks import _fail, _shape, check_complex, check_grad_real, check_nmse_options
@@ -17,7 +14,6 @@ from riskernels.ops._covariance_checks import (
     check_num_sources,
     check_ridge,
 )
-from riskernels.ops._registration import fold_vmap
 
 
 def check_factor(
@@ -39,18 +35,6 @@ def check_rho(op: str, rho: Tensor | None, factor: Tensor) -> None:
     """rho [B] real, or None for 0."""
     if rho is not None:
         check_grad_real(op, "rho", rho, (factor.shape[0],), factor)
-
-
-def check_saved(
-    op: str, name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], like: Tensor
-) -> None:
-    """What a forward handed to its backward."""
-    if tensor.dtype != dtype:
-        _fail(op, f"{name} has dtype {tensor.dtype}, expected {dtype}")
-    if tensor.device != like.device:
-        _fail(op, f"{name} is on {tensor.device}, expected {like.device}")
-    if tuple(tensor.shape) != shape:
-        _fail(op, f"{name} has shape {_shape(tensor)}, expected {list(shape)}")
 
 
 def check_factored_blend(
@@ -107,8 +91,19 @@ def check_factored_leakage(
     check_ridge(op, ridge)
 
 
-def fold_arguments(
-    size: int, args: tuple[Any, ...], in_dims: tuple[Any, ...], count: int
-) -> list[Any]:
-    """The first ``count`` arguments with mapped scenes joined to the batch; None stays None."""
-    return [None if args[i] is None else fold_vmap(size, args[i], in_dims[i]) for i in range(count)]
+def check_factored_spectrum(op: str, factor: Tensor, rho: Tensor | None) -> None:
+    """factor [B, N, r], rho [B] real or None."""
+    check_factor(op, "factor", factor, "r")
+    check_rho(op, rho, factor)
+
+
+def check_factored_spectrum_backward(
+    op: str, grad: Tensor, factor: Tensor, vectors: Tensor
+) -> None:
+    """grad [B, r] real and vectors [B, r, r] in the dtype of factor [B, N, r]."""
+    check_factored_spectrum(op, factor, None)
+    b, _, r = factor.shape
+    check_grad_real(op, "grad", grad, (b, r), factor)
+    check_complex(op, "vectors", vectors, factor)
+    if tuple(vectors.shape) != (b, r, r):
+        _fail(op, f"vectors has shape {_shape(vectors)}, expected {[b, r, r]}")

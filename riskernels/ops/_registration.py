@@ -165,3 +165,25 @@ def fold_mask(size: int, b: int, mask: Tensor | None, dim: int | None) -> Tensor
 def unfold_vmap(size: int, value: Tensor) -> Tensor:
     """Undo :func:`fold_vmap` on an output."""
     return value.reshape(size, value.shape[0] // size if size else 0, *value.shape[1:])
+
+
+def fold_arguments(
+    size: int, args: tuple[Any, ...], in_dims: tuple[Any, ...], count: int
+) -> list[Any]:
+    """:func:`fold_vmap` of the first ``count`` arguments; None stays None."""
+    return [None if args[i] is None else fold_vmap(size, args[i], in_dims[i]) for i in range(count)]
+
+
+def unfold_needed(
+    size: int, outputs: tuple[Tensor, ...], options: dict[str, Any], names: tuple[str, ...]
+) -> tuple[Any, Any]:
+    """Outputs and output dimensions of a backward's vmap rule, one gradient per ``need_*`` option.
+
+    A gradient that is not needed stays the empty tensor that it is, unmapped.
+    """
+    needed = [options.get(name, True) for name in names]
+    pairs = list(zip(outputs, needed, strict=True))
+    return (
+        tuple(unfold_vmap(size, out) if need else out for out, need in pairs),
+        tuple(0 if need else None for need in needed),
+    )

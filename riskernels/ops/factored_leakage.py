@@ -12,16 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riskernels.ops._checks import check_grad_real
-from riskernels.ops._factored_checks import check_factored_leakage, check_saved, fold_arguments
+from riskernels.ops._checks import check_companion, check_grad_real
+from riskernels.ops._factored_checks import check_factored_leakage
 from riskernels.ops._registration import (
     define,
     define_composite,
+    fold_arguments,
     refuse_autograd,
     register_autograd,
     register_fake,
     register_full_precision_autocast,
     register_vmap,
+    unfold_needed,
     unfold_vmap,
 )
 from riskernels.reference import factored_leakage as reference
@@ -50,7 +52,7 @@ def _check_backward(
     check_factored_leakage(op, factor, rho, steering, num_sources, ridge)
     b, columns = factor.shape[0], factor.shape[2] + steering.shape[2]
     check_grad_real(op, "grad", grad, (b,), factor)
-    check_saved(op, "gram", gram, torch.complex128, (b, columns, columns), factor)
+    check_companion(op, "gram", gram, torch.complex128, (b, columns, columns), factor)
     check_grad_real(op, "leakage", leakage, (b,), factor)
 
 
@@ -158,12 +160,7 @@ def _vmap_backward(
     size = info.batch_size
     tensors = fold_arguments(size, args, in_dims, 7)
     outputs = torch.ops.riskernels.factored_leakage_backward(*tensors, args[7], **needs)
-    wanted = [needs.get(name, True) for name in ("need_factor", "need_rho")]
-    pairs = list(zip(outputs, wanted, strict=True))
-    return (
-        tuple(unfold_vmap(size, out) if need else out for out, need in pairs),
-        tuple(0 if need else None for need in wanted),
-    )
+    return unfold_needed(size, outputs, needs, ("need_factor", "need_rho"))
 
 
 register_fake(FORWARD, _fake)

@@ -12,17 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riskernels.ops._checks import check_grad_real
-from riskernels.ops._factored_checks import check_factored_nmse, check_saved, fold_arguments
+from riskernels.ops._checks import check_companion, check_grad_real
+from riskernels.ops._factored_checks import check_factored_nmse
 from riskernels.ops._registration import (
     define,
     define_composite,
+    fold_arguments,
     fold_mask,
     refuse_autograd,
     register_autograd,
     register_fake,
     register_full_precision_autocast,
     register_vmap,
+    unfold_needed,
     unfold_vmap,
 )
 from riskernels.reference import factored_nmse as reference
@@ -62,8 +64,8 @@ def _check_backward(
     check_factored_nmse(op, factor, rho, target_factor, lam_diag, lam_off, eps, element_mask)
     b, columns = factor.shape[0], factor.shape[2] + target_factor.shape[2]
     check_grad_real(op, "grad", grad, (b,), factor)
-    check_saved(op, "gram", gram, torch.complex128, (b, columns, columns), factor)
-    check_saved(op, "sums", sums, torch.float64, (b, 4), factor)
+    check_companion(op, "gram", gram, torch.complex128, (b, columns, columns), factor)
+    check_companion(op, "sums", sums, torch.float64, (b, 4), factor)
 
 
 FORWARD = define(
@@ -187,12 +189,7 @@ def _vmap_backward(
     b = tensors[1].shape[0] // size if size else 0
     mask = fold_mask(size, b, args[6], in_dims[6])
     outputs = torch.ops.riskernels.factored_nmse_backward(*tensors, mask, *args[7:], **needs)
-    wanted = [needs.get(name, True) for name in ("need_factor", "need_rho", "need_target")]
-    pairs = list(zip(outputs, wanted, strict=True))
-    return (
-        tuple(unfold_vmap(size, out) if need else out for out, need in pairs),
-        tuple(0 if need else None for need in wanted),
-    )
+    return unfold_needed(size, outputs, needs, ("need_factor", "need_rho", "need_target"))
 
 
 register_fake(FORWARD, _fake)

@@ -12,23 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riskernels.ops._factored_checks import (
+    check_factored_spectrum,
+    check_factored_spectrum_backward,
+)
 from riskernels.ops._registration import (
     define,
     define_composite,
-    fold_vmap,
+    fold_arguments,
     refuse_autograd,
     register_autograd,
     register_fake,
     register_full_precision_autocast,
     register_vmap,
+    unfold_needed,
     unfold_vmap,
 )
-from riskernels.ops._spectrum_checks import check_spectrum, check_spectrum_backward
 from riskernels.reference import factored_spectrum as reference
 
 
 def _check(factor: Tensor, rho: Tensor | None) -> None:
-    check_spectrum("factored_spectrum", factor, rho)
+    check_factored_spectrum("factored_spectrum", factor, rho)
 
 
 def _check_backward(
@@ -39,7 +43,7 @@ def _check_backward(
     need_factor: bool = True,
     need_rho: bool = True,
 ) -> None:
-    check_spectrum_backward("factored_spectrum_backward", grad, factor, vectors)
+    check_factored_spectrum_backward("factored_spectrum_backward", grad, factor, vectors)
 
 
 FORWARD = define(
@@ -102,10 +106,7 @@ def _backward(ctx: Any, grad: Tensor, _grad_vectors: Tensor | None) -> tuple[Ten
 
 def _vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     size = info.batch_size
-    factor, rho = (
-        None if tensor is None else fold_vmap(size, tensor, dim)
-        for tensor, dim in zip(args, in_dims, strict=True)
-    )
+    factor, rho = fold_arguments(size, args, in_dims, 2)
     outputs = torch.ops.riskernels.factored_spectrum_forward(factor, rho)
     return tuple(unfold_vmap(size, out) for out in outputs), (0, 0)
 
@@ -114,14 +115,9 @@ def _vmap_backward(
     info: Any, in_dims: tuple[Any, ...], *args: Any, **needs: bool
 ) -> tuple[Any, Any]:
     size = info.batch_size
-    tensors = [fold_vmap(size, args[i], in_dims[i]) for i in range(3)]
+    tensors = fold_arguments(size, args, in_dims, 3)
     outputs = torch.ops.riskernels.factored_spectrum_backward(*tensors, **needs)
-    wanted = (needs.get("need_factor", True), needs.get("need_rho", True))
-    pairs = list(zip(outputs, wanted, strict=True))
-    return (
-        tuple(unfold_vmap(size, out) if need else out for out, need in pairs),
-        tuple(0 if need else None for need in wanted),
-    )
+    return unfold_needed(size, outputs, needs, ("need_factor", "need_rho"))
 
 
 register_fake(FORWARD, _fake)

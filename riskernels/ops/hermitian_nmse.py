@@ -23,6 +23,7 @@ from riskernels.ops._registration import (
     register_fake,
     register_full_precision_autocast,
     register_vmap,
+    unfold_needed,
     unfold_vmap,
 )
 from riskernels.reference import hermitian_nmse as reference
@@ -174,12 +175,7 @@ def _vmap_backward(
     b = tensors[1].shape[0] // size if size else 0
     mask = fold_mask(size, b, args[4], in_dims[4])
     outputs = torch.ops.riskernels.hermitian_nmse_backward(*tensors, mask, *args[5:], **needs)
-    wanted = (needs.get("need_estimate", True), needs.get("need_target", True))
-    pairs = list(zip(outputs, wanted, strict=True))
-    return (
-        tuple(unfold_vmap(size, out) if need else out for out, need in pairs),
-        tuple(0 if need else None for need in wanted),
-    )
+    return unfold_needed(size, outputs, needs, ("need_estimate", "need_target"))
 
 
 register_fake(FORWARD, _fake)

@@ -17,6 +17,7 @@ from riskernels.ops._registration import (
     register_fake,
     register_full_precision_autocast,
     register_vmap,
+    unfold_needed,
     unfold_vmap,
 )
 from riskernels.reference import tikhonov_snapshots as reference
@@ -142,12 +143,7 @@ def vmap_rule_backward(backward_op: Any) -> Any:
         size = info.batch_size
         tensors = [fold_vmap(size, t, d) for t, d in zip(args[:4], in_dims[:4], strict=True)]
         outputs = backward_op(*tensors, *args[4:], **options)
-        needs = [options.get(name, True) for name in ("need_y", "need_h", "need_codes")]
-        pairs = list(zip(outputs, needs, strict=True))
-        return (
-            tuple(unfold_vmap(size, out) if need else out for out, need in pairs),
-            tuple(0 if need else None for _, need in pairs),
-        )
+        return unfold_needed(size, outputs, options, ("need_y", "need_h", "need_codes"))
 
     return rule
 

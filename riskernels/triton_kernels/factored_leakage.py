@@ -26,8 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from riskernels.ops._checks import check_grad_real
-from riskernels.ops._factored_checks import check_factored_leakage, check_saved
+from riskernels.ops._checks import check_companion, check_grad_real
+from riskernels.ops._factored_checks import check_factored_leakage
 from riskernels.triton_kernels._complex import load_complex, store_complex
 from riskernels.triton_kernels._gram import (
     counted_sources,
@@ -299,7 +299,7 @@ def factored_leakage_backward(
     k = steering.shape[2]
     for name, value in (("grad", grad), ("leakage", leakage)):
         check_grad_real(op, name, value, (scenes,), factor)
-    check_saved(op, "gram", gram, torch.complex128, (scenes, r + k, r + k), factor)
+    check_companion(op, "gram", gram, torch.complex128, (scenes, r + k, r + k), factor)
     device = factor.device
     shape = factor.shape if need_factor else (0,)
     x_grad = torch.empty(shape, dtype=factor.dtype, device=device)

@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from riskernels.ops._checks import check_grad_real
-from riskernels.ops._factored_checks import check_factored_nmse, check_saved
+from riskernels.ops._checks import check_companion, check_grad_real
+from riskernels.ops._factored_checks import check_factored_nmse
 from riskernels.triton_kernels._complex import store_complex
 from riskernels.triton_kernels._gram import (
     TILE,
@@ -241,8 +241,8 @@ def factored_nmse_backward(
     scenes, elements, r = factor.shape
     k = target_factor.shape[2]
     check_grad_real(op, "grad", grad, (scenes,), factor)
-    check_saved(op, "sums", sums, torch.float64, (scenes, 4), factor)
-    check_saved(op, "gram", gram, torch.complex128, (scenes, r + k, r + k), factor)
+    check_companion(op, "sums", sums, torch.float64, (scenes, 4), factor)
+    check_companion(op, "gram", gram, torch.complex128, (scenes, r + k, r + k), factor)
     x_grad, y_grad = (
         torch.empty(f.shape if needed else (0,), dtype=f.dtype, device=f.device)
         for f, needed in ((factor, need_factor), (target_factor, need_target))

@@ -25,7 +25,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from riskernels.ops._spectrum_checks import check_spectrum, check_spectrum_backward
+from riskernels.ops._factored_checks import (
+    check_factored_spectrum,
+    check_factored_spectrum_backward,
+)
 from riskernels.reference import factored_spectrum as reference
 from riskernels.triton_kernels._complex import (
     load_tile,
@@ -238,7 +241,7 @@ def _launch_options(padded_columns: int) -> dict[str, Any]:
 
 def factored_spectrum_forward(factor: Tensor, rho: Tensor | None) -> tuple[Tensor, Tensor]:
     """Eigenvalues [B, r], descending, and the unit eigenvectors [B, r, r] of X^H X as columns."""
-    check_spectrum("factored_spectrum", factor, rho)
+    check_factored_spectrum("factored_spectrum", factor, rho)
     scenes, elements, columns = factor.shape
     if columns > MAX_COLUMNS:
         values, vectors = reference.factored_spectrum_forward(factor, rho)
@@ -269,7 +272,7 @@ def factored_spectrum_backward(
     need_rho: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Gradients to factor and rho; one that is not needed comes back empty."""
-    check_spectrum_backward("factored_spectrum_backward", grad, factor, vectors)
+    check_factored_spectrum_backward("factored_spectrum_backward", grad, factor, vectors)
     scenes, elements, columns = factor.shape
     if columns > MAX_COLUMNS:
         to_factor, to_rho = reference.factored_spectrum_backward(
