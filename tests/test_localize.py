@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The MVDR spectrum, its peak search and refinement, and the matching of positions."""
+"""The MVDR spectrum, its peak search and refinement."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ris_pytorch_pipeline.localize import (
     refine_peaks,
     select_peaks,
 )
-from ris_pytorch_pipeline.metrics import match_positions, summarise_matches
+from ris_pytorch_pipeline.metrics import match_positions
 from ris_pytorch_pipeline.model import LocalizationNet, infer
 from ris_pytorch_pipeline.position_report import (
     as_json,
@@ -254,27 +254,6 @@ def test_number_of_sources_is_respected_and_checked(seed: int) -> None:
 def test_predicted_count_has_a_floor() -> None:
     logits = torch.tensor([[-1.0, 2.0, 3.0], [-1.0, -2.0, -3.0]])
     assert predicted_count(logits, 1).tolist() == [2, 1]
-
-
-# Matching
-
-
-def test_matching_recovers_a_permutation(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    truth = rng.uniform(-5, 5, (5, 3))
-    order = rng.permutation(5)
-    match = match_positions(truth[order] + 1e-3, truth)
-    assert match.truth.tolist() == order.tolist()
-    np.testing.assert_allclose(match.error, 1e-3 * math.sqrt(3))
-    fewer = match_positions(truth[order][:3], truth)
-    assert (fewer.missed, fewer.extra) == (2, 0)
-    more = match_positions(truth, truth[:2])
-    assert (more.missed, more.extra) == (0, 3)
-    nothing = match_positions(np.empty((0, 3)), truth)
-    summary = summarise_matches([match, fewer, more, nothing])
-    assert (summary.sources, summary.missed, summary.extra) == (17, 7, 3)
-    with pytest.raises(ValueError, match="finite"):
-        match_positions([[math.nan, 0, 0]], truth)
 
 
 # Checkpoint and shards

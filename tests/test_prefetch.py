@@ -109,7 +109,12 @@ def test_closing_early_waits_for_the_batch_in_hand_and_ends_the_thread():
 
 
 def test_a_generator_that_was_never_started_has_no_thread():
-    prefetch(some_scenes(2)).close()
+    made = []
+    batches = prefetch(some_scenes(2, made))
+    batches.close()
+    assert not made and not workers()
+    with pytest.raises(StopIteration):
+        next(batches)
 
 
 def test_an_exception_reaches_the_consumer_at_its_batch():

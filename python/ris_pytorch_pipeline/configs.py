@@ -283,7 +283,8 @@ class TrainConfig:
     covariance: Literal["auto", "dense", "factored"] = "auto"
     """Form in which the loss computes with covariances; the loss is the same in both.
 
-    ``dense`` N x N matrices, or their N x (K_max + L) factors alone. ``auto`` is the faster one.
+    ``dense`` N x N matrices, or their N x (K_max + L) factors alone. ``auto`` is the one that is
+    faster on the CPU.
     """
     log_every: int = 10
     """Steps between two lines of metrics."""

@@ -32,7 +32,7 @@ def resolve_device(name: str, option: str = "train.device") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"{option}: got {name!r}, expected auto, cpu, cuda or cuda:N") from None
+        device = torch.device("meta")  # as wrong as any other kind
     if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise ConfigError(f"{option}: got {name!r}, expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -8,14 +8,17 @@ small Gram matrices of the factors, real coefficients on real views, gradients b
 
 from __future__ import annotations
 
+import math
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 from .configs import CovarianceConfig, LossConfig, SystemConfig
-from .covariance import predicted_covariance, require_channel
+from .covariance import require_channel
 from .inference import Inference
 from .loss import EPS, LocalizationLoss
-from .simulate import Scenes, true_covariance
+from .simulate import Scenes
 
 
 def energy(x: Tensor) -> Tensor:
@@ -126,39 +129,43 @@ def spectrum(factor: Tensor, rho: Tensor | None = None) -> Tensor:
     return values if rho is None else values + rho[:, None]
 
 
-class EagerLoss(LocalizationLoss):
-    """The dense loss with its covariance terms in plain PyTorch.
+class EagerInference(Inference):
+    """The covariances of a pass in plain PyTorch.
 
     R_samp is made from the snapshots that the network saw: one solve a step.
     """
+
+    @cached_property
+    def r_samp(self) -> Tensor:
+        sample = self.prediction.snapshots.mT / math.sqrt(self.prediction.snapshots.shape[1])
+        return sample @ sample.mH
+
+    @cached_property
+    def r_blend(self) -> Tensor:
+        return blend(self.r_pred, self.r_samp, self.config)
+
+    @cached_property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return blend_factor(self.prediction.factor, self.prediction.snapshots, self.config)
+
+
+class EagerLoss(LocalizationLoss):
+    """The dense loss with its covariance terms in plain PyTorch."""
 
     def __init__(
         self, system: SystemConfig, loss: LossConfig, covariance: CovarianceConfig
     ) -> None:
         super().__init__(system, loss, covariance, "dense")
 
-    def _dense(self, inference: Inference, scenes: Scenes, steering: Tensor) -> dict[str, Tensor]:
-        loss, prediction = self.loss, inference.prediction
-        r_pred = predicted_covariance(prediction.factor)
-        sample = prediction.snapshots.mT * prediction.snapshots.shape[1] ** -0.5
-        r_blend = blend(r_pred, sample @ sample.mH, self.covariance)
-        terms = {}
-        if self.weights.keys() & {"nmse_blend", "nmse_pred"}:
-            target = true_covariance(self.system, scenes, steering=steering)
-            weighting = loss.lam_diag, loss.lam_off
-        if "nmse_blend" in self.weights:
-            trace_ratio = self._target_scale()
-            scaled = target if trace_ratio == 1 else target * trace_ratio
-            terms["nmse_blend"] = nmse(r_blend, scaled, *weighting)
-        if "nmse_pred" in self.weights:
-            terms["nmse_pred"] = nmse(r_pred, target, *weighting)
-        if "subspace" in self.weights:
-            terms["subspace"] = subspace_leakage(r_blend, steering, scenes.num_sources, loss.ridge)
-        return terms
+    def per_scene(self, inference: Inference, scenes: Scenes) -> dict[str, Tensor]:
+        plain = EagerInference(inference.prediction, inference.scenes, inference.config)
+        return super().per_scene(plain, scenes)
 
-    def _blend_eigenvalues(self, inference: Inference) -> Tensor:
-        prediction = inference.prediction
-        return spectrum(*blend_factor(prediction.factor, prediction.snapshots, self.covariance))
+    def _spectrum(self, factor: Tensor, rho: Tensor | None = None) -> Tensor:
+        return spectrum(factor, rho)
 
-    def _pred_eigenvalues(self, inference: Inference) -> Tensor:
-        return spectrum(inference.prediction.factor)
+    def _nmse(self, estimate: Tensor, target: Tensor) -> Tensor:
+        return nmse(estimate, target, self.loss.lam_diag, self.loss.lam_off)
+
+    def _leakage(self, covariance: Tensor, steering: Tensor, num_sources: Tensor) -> Tensor:
+        return subspace_leakage(covariance, steering, num_sources, self.loss.ridge)

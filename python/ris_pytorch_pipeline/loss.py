@@ -113,21 +113,24 @@ class LocalizationLoss:
             terms.update(on_covariances(inference, scenes, steering))
         if "eigengap" in weights:
             terms["eigengap"] = eigengap_hinge(
-                self._blend_eigenvalues(inference), scenes.num_sources, loss.eigengap_ratio
+                self._spectrum(*inference.factors), scenes.num_sources, loss.eigengap_ratio
             )
         if "margin" in weights:
             terms["margin"] = margin_hinge(
-                self._pred_eigenvalues(inference), scenes.num_sources, loss.margin_floor
+                self._spectrum(prediction.factor), scenes.num_sources, loss.margin_floor
             )
         if weights.keys() & {"angle", "range_log", "existence"}:
             terms.update(self._positions(prediction, scenes))
         return terms
 
-    def _blend_eigenvalues(self, inference: Inference) -> Tensor:
-        return riskernels.factored_spectrum(*inference.factors)
+    def _spectrum(self, factor: Tensor, rho: Tensor | None = None) -> Tensor:
+        return riskernels.factored_spectrum(factor, rho)
 
-    def _pred_eigenvalues(self, inference: Inference) -> Tensor:
-        return riskernels.factored_spectrum(inference.prediction.factor)
+    def _nmse(self, estimate: Tensor, target: Tensor) -> Tensor:
+        return riskernels.hermitian_nmse(estimate, target, self.loss.lam_diag, self.loss.lam_off)
+
+    def _leakage(self, covariance: Tensor, steering: Tensor, num_sources: Tensor) -> Tensor:
+        return riskernels.subspace_leakage(covariance, steering, num_sources, self.loss.ridge)
 
     def _target_scale(self) -> float:
         """Trace of R_blend over that of R_true and R_pred, which is N."""
@@ -135,20 +138,17 @@ class LocalizationLoss:
         return 1.0 if trace is None else trace / self.system.elements
 
     def _dense(self, inference: Inference, scenes: Scenes, steering: Tensor) -> dict[str, Tensor]:
-        loss, scale = self.loss, self._target_scale()
+        scale = self._target_scale()
         terms = {}
         if self.weights.keys() & {"nmse_blend", "nmse_pred"}:
             target = true_covariance(self.system, scenes, steering=steering)
-            weighting = loss.lam_diag, loss.lam_off
         if "nmse_blend" in self.weights:
             scaled = target if scale == 1 else target * scale
-            terms["nmse_blend"] = riskernels.hermitian_nmse(inference.r_blend, scaled, *weighting)
+            terms["nmse_blend"] = self._nmse(inference.r_blend, scaled)
         if "nmse_pred" in self.weights:
-            terms["nmse_pred"] = riskernels.hermitian_nmse(inference.r_pred, target, *weighting)
+            terms["nmse_pred"] = self._nmse(inference.r_pred, target)
         if "subspace" in self.weights:
-            terms["subspace"] = riskernels.subspace_leakage(
-                inference.r_blend, steering, scenes.num_sources, loss.ridge
-            )
+            terms["subspace"] = self._leakage(inference.r_blend, steering, scenes.num_sources)
         return terms
 
     def _factored(
