@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// dL/da_l(i) = (1/L) sum_j a_l(j) conj(P(j, i)) with the Hermitian P = G + G^H, and from there to the
-// gradients of the inputs.
+// dL/da_l(i) = (1/L) sum_j a_l(j) conj(P(j, i)) with the Hermitian P = G + G^H, and from there to
+// the gradients of the inputs.
 #include "kernels.hpp"
 #include "scratch.hpp"
 #include "tikhonov_gradient.hpp"
