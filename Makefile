@@ -5,7 +5,9 @@
 #   make run     environment, install, the main job
 #   make test    environment, install, all tests
 #   make lint    ruff, mypy and clang-format
-#   make bench   kernels against their peers on this machine
+#   make bench   kernels against their peers on this machine, in less than ten minutes
+#   make bench-guard     kernels against PyTorch and the committed run, as ratios, in a minute
+#   make bench-scaling   curves over B, N, L and M, drawn into $(FIGURES)
 #   make docs    the documentation, into build/docs
 #   make test-gpu    operators on CUDA C++ and on Triton; PYTHON=/path/to/python, WHEELS=folder
 #   make bench-gpu   kernels against their peers and over all sizes, into bench/results
@@ -28,7 +30,17 @@ OPERATOR_TESTS := tests/test_blend_covariance.py tests/test_errors.py tests/test
   tests/test_hermitian_nmse.py tests/test_library.py tests/test_subspace_leakage.py \
   tests/test_tikhonov_covariance.py tests/test_tikhonov_snapshots.py tests/test_transforms.py
 
-.PHONY: run test lint bench docs clean install-gpu test-gpu bench-gpu
+# A committed run, the cases of it that `make bench-guard` measures again, and against what.
+BASELINE ?= $(firstword $(wildcard bench/results/cpu_*_1thread.json))
+GUARDED := tikhonov_covariance/forward/B64-L16 tikhonov_covariance/forward-varying-modulus/ \
+  tikhonov_covariance/gradient/B64-L16 tikhonov_covariance/forward/B64-L5 \
+  hermitian_nmse/forward/B64- hermitian_nmse/gradient/B64- \
+  blend_covariance/forward/ factored_nmse/forward/B64-N144
+GUARD_PEERS := torch_push_through_blocked torch_shared_factorisation torch_eager
+SCALING ?= build/scaling.json
+FIGURES ?= build/figures
+
+.PHONY: run test lint bench bench-guard bench-scaling docs clean install-gpu test-gpu bench-gpu
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -69,8 +81,21 @@ lint: $(VENV)/dev.done
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 bench: $(VENV)/bench.done
+	mkdir -p build
 	$(BIN)/python -m bench --threads 1 --json build/bench.json
+	[ $$(nproc) -lt 2 ] || $(BIN)/python -m bench --threads 2 --case /B1- --no-memory \
+	    --json build/bench_2threads.json
 	$(BIN)/python -m bench.table build/bench.json
+	[ $$(nproc) -lt 2 ] || $(BIN)/python -m bench.table build/bench.json build/bench_2threads.json
+
+bench-guard: $(VENV)/dev.done
+	$(BIN)/python -m bench --compare $(BASELINE) --bound 2 --repeats 15 \
+	  $(GUARDED:%=--case %) $(GUARD_PEERS:%=--peer %)
+
+bench-scaling: $(VENV)/bench.done $(VENV)/dev.done
+	mkdir -p build
+	$(BIN)/python -m bench --scaling only --threads 1 --json $(SCALING)
+	$(BIN)/python -m bench.plot $(SCALING) --out $(FIGURES)
 
 install-gpu:
 	$(GPU_ENV) $(PYTHON) tests/gpu/preflight.py $(if $(WHEELS),--wheels "$(WHEELS)")

@@ -2,11 +2,12 @@
 """What the machine can do at the same threads in the same run: the yardsticks of every floor.
 
 The rates of float32 and of float64 multiply-adds are those of a large sgemm and dgemm, of PyTorch
-or NumPy, whichever is faster. Bandwidths are measured over sizes, for data that fits a cache comes
-from there: ``read`` by sums and inner products, ``copy`` counting what is read and what is written,
-``write`` by filling, each of its library calls at its fastest. Measured before the first case and
-again after every case, and the highest kept: a neighbour's load on the machine must not lower a
-ceiling.
+or NumPy, whichever is faster: what code written for the machine's FMA units gets out of them, at
+the clock rate of the run. Bandwidths are measured over sizes, for data that fits a cache comes from
+there: ``read`` by sums and inner products, ``copy`` counting what is read and what is written,
+``write`` by filling, each of its library calls at its fastest. Measured before the first case,
+about every minute and after the last case, and the highest kept: a neighbour's load on the machine
+must not lower a ceiling.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def _gemm_flops(dtype: torch.dtype) -> dict[str, float]:
 
 
 def _bandwidths(size: int) -> dict[str, float]:
-    whole = torch.rand(size // 4)
+    whole = torch.ones(size // 4)
     source, target = whole[: size // 8], whole[size // 8 :]
     halves = source.numpy(), target.numpy()
     reads = (

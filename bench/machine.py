@@ -6,23 +6,47 @@ Imports no numerical library at the top: :func:`pin` must run before they start 
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from ris_pytorch_pipeline import machine as recorded
 from ris_pytorch_pipeline.machine import machine, slug
 
-__all__ = ["ROOT", "commit", "machine", "pin", "slug", "versions"]
+__all__ = ["ROOT", "commit", "machine", "package_versions", "pin", "slug", "versions"]
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "numpy", "jax", "jaxlib", "numba")
+PACKAGES = ("torch", "numpy", "scipy", "jax", "jaxlib", "numba", "llvmlite")
+"""JAX takes its LAPACK from SciPy."""
 SOURCES = ("csrc", "riskernels", "bench", "CMakeLists.txt", "setup.py", ":!bench/results")
 
 
 def versions() -> dict[str, Any]:
-    """Versions of Python, riskernels and its peers; None for one that is not installed."""
-    return recorded.versions(PACKAGES)
+    """Versions of Python, riskernels, its peers and their BLAS; None for one not installed."""
+    return {**recorded.versions(PACKAGES), "blas": blas()}
+
+
+@functools.cache
+def package_versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Versions of installed packages by name."""
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
+def blas() -> dict[str, str]:
+    """The libraries that multiply and factorise matrices for PyTorch and NumPy."""
+    import numpy
+    import torch
+
+    mkl = re.search(r"Math Kernel Library Version (\d[\d.]*)", torch.__config__.show())
+    named = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
+    build = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return {
+        "torch": f"MKL {mkl[1]}" if mkl else (named[1] if named else "unknown"),
+        "numpy": f"{build['name']} {build['version']}",
+    }
 
 
 def commit() -> dict[str, Any]:

@@ -26,6 +26,8 @@ from bench.machine import ROOT, pin
 
 PAGE = resource.getpagesize()
 LIMIT_PER_THREAD = 2 * 2**20
+RIVAL_SCENES = 16
+"""Scenes on which a rival's memory is measured and scaled: it holds the same arrays for each."""
 
 
 def _status(field: str) -> int:
@@ -58,7 +60,7 @@ def _measure(identifier: str, shape: str, peer_name: str, threads: int) -> dict[
     torch.set_num_threads(threads)
     operator_name = identifier.split("/")[0]
     variant = "/".join(identifier.split("/")[:2]) + "/"
-    case = select([operator_name], variant, [shape])[0]
+    case = select([operator_name], [variant], [shape])[0]
     operator = operators()[operator_name]
     generator = torch.Generator().manual_seed(0)
     # Scenes enough that every thread of the pool takes part in the warm-up.
@@ -68,7 +70,7 @@ def _measure(identifier: str, shape: str, peer_name: str, threads: int) -> dict[
     prepare, scenes = operator.kernel, case.sizes["B"]
     if peer_name:
         (peer,) = (p for p in peers() if p.name == peer_name and p.serves(case))
-        prepare, scenes = peer.prepare, min(scenes, peer.scenes or scenes)
+        prepare, scenes = peer.prepare, min(scenes, peer.scenes or RIVAL_SCENES, RIVAL_SCENES)
     warm_up = prepare(tiny, operator.inputs(tiny, generator))
     call = prepare(case, first_scenes(operator.inputs(case, generator), scenes))
     extra = round(peak_beyond_outputs(warm_up, call) * case.sizes["B"] / scenes)

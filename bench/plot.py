@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m bench.plot FILE.json --out FOLDER``: the scaling curves of a run, with their floors.
 
-One figure for each operator and size: time over size, both logarithmic; every variant eagerly and,
-where it was measured, as a CUDA graph, with its 20 % to 80 % band, and its floor dashed.
+One figure an operator, ``scaling_<operator>.svg``, one panel for each size: time over size, both
+logarithmic. A colour for each variant: the kernel solid, as a CUDA graph dotted where that was
+measured, the fastest eager peer dash-dotted, each with its 20 % to 80 % band, the floor dashed.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 from bench import SCHEMA
 
 SIZES = {"B": "scenes B", "N": "elements N", "L": "snapshots L", "M": "antennas M"}
+KERNEL, GRAPH, PEER = "-", ":", "-."
+Points = Sequence[Mapping[str, Any]]
 
 
-def curves(report: Mapping[str, Any]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+def curves(report: Mapping[str, Any]) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
     """Points by operator and axis, in the order of the axis.
 
     Raises:
@@ -29,72 +32,112 @@ def curves(report: Mapping[str, Any]) -> dict[tuple[str, str], list[Mapping[str,
         raise ValueError(f"schema {report.get('schema')!r}, this plot reads schema {SCHEMA}")
     if not report.get("scaling"):
         raise ValueError("no scaling curves; measure them with `python -m bench --scaling`")
-    grouped: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    grouped: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for point in report["scaling"]:
-        grouped.setdefault((point["operator"], point["axis"]), []).append(point)
-    return {
-        key: sorted(points, key=lambda p: p["sizes"][p["axis"]]) for key, points in grouped.items()
-    }
+        of_operator = grouped.setdefault(point["operator"], {})
+        of_operator.setdefault(point["axis"], []).append(point)
+    for of_operator in grouped.values():
+        for axis, points in of_operator.items():
+            points.sort(key=lambda point, axis=axis: point["sizes"][axis])
+    return grouped
 
 
-def _draw_variant(axes: Any, points: Sequence[Mapping[str, Any]], axis: str, color: str) -> None:
+def _style(entry: Mapping[str, Any]) -> str:
+    if entry["kind"] == "peer":
+        return PEER
+    return GRAPH if "mode" in entry else KERNEL
+
+
+def _draw_variant(axes: Any, points: Points, axis: str, color: str) -> None:
     title = points[0]["title"]
-    names = dict.fromkeys(entry["name"] for point in points for entry in point["entries"])
-    for name, style in zip(names, ("-", ":"), strict=False):
-        measured = [
-            (point["sizes"][axis], entry)
-            for point in points
-            for entry in point["entries"]
-            if entry["name"] == name and entry["status"] == "measured"
-        ]
-        if not measured:
-            continue
-        sizes = [size for size, _ in measured]
-        mode = measured[0][1].get("mode", "")
-        label = f"{title}, {mode}" if mode else title
+    measured: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    for point in points:
+        for entry in point["entries"]:
+            if entry["status"] == "measured":
+                measured.setdefault(entry["name"], []).append((point["sizes"][axis], entry))
+    for found in measured.values():
+        sizes, entries = zip(*found, strict=True)
+        style = _style(entries[0])
         axes.plot(
-            *(sizes, [entry["median"] for _, entry in measured]),
+            sizes,
+            [entry["median"] for entry in entries],
             linestyle=style,
-            marker="o",
+            marker="." if style == PEER else "o",
             markersize=3,
+            linewidth=1.5 if style == KERNEL else 1.0,
             color=color,
-            label=label,
+            label=f"{entries[0]['title']}: {title}",
         )
-        low, high = ([entry[q] for _, entry in measured] for q in ("q20", "q80"))
+        low, high = ([entry[quantile] for entry in entries] for quantile in ("q20", "q80"))
         axes.fill_between(sizes, low, high, color=color, alpha=0.15, linewidth=0)
     floors = [(p["sizes"][axis], p["floor"]["seconds"]) for p in points if "floor" in p]
     if floors:
-        axes.plot(*zip(*floors, strict=True), linestyle="--", color=color, label=f"floor, {title}")
+        drawn = list(zip(*floors, strict=True))
+        axes.plot(*drawn, linestyle="--", linewidth=0.8, color=color, label=f"floor: {title}")
+
+
+def _draw_axis(axes: Any, points: Points, axis: str, variants: Sequence[str]) -> None:
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    for index, variant in enumerate(variants):
+        chosen = [point for point in points if point["variant"] == variant]
+        if chosen:
+            _draw_variant(axes, chosen, axis, f"C{index}")
+    fixed = ", ".join(f"{k} = {v}" for k, v in points[0]["sizes"].items() if k != axis)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set(xlabel=SIZES[axis], title=fixed)
+    axes.title.set_fontsize("small")
+    # The sizes that were measured, not powers of ten.
+    axes.set_xticks(sorted({point["sizes"][axis] for point in points}))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", labelsize="small")
+    axes.grid(True, which="major", alpha=0.3)
+
+
+def _draw_operator(report: Mapping[str, Any], operator: str, panels: Mapping[str, Points]) -> Any:
+    from matplotlib import pyplot
+
+    machine, versions = report["machine"], report["versions"]
+    where = f"{machine['cpu']}, {versions['simd_level']}, {report['threads']} thread"
+    where = machine["gpu"]["name"] if "gpu" in machine else where + "s" * (report["threads"] > 1)
+    columns = 2
+    rows = -(-len(panels) // columns)
+    figure, grid = pyplot.subplots(
+        rows, columns, figsize=(8.4, 0.9 + 3.1 * rows), squeeze=False, layout="constrained"
+    )
+    variants = list(dict.fromkeys(p["variant"] for points in panels.values() for p in points))
+    for axes, (axis, points) in zip(grid.flat, panels.items(), strict=False):
+        _draw_axis(axes, points, axis, variants)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes in grid[:, 0]:
+        axes.set_ylabel("seconds a call")
+    labelled: dict[str, Any] = {}
+    for axes in grid.flat:
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            labelled.setdefault(label, line)
+    figure.legend(
+        labelled.values(), labelled, loc="outside lower center", ncols=2, fontsize="small"
+    )
+    figure.suptitle(f"{operator}\n{where}, {report['created'][:10]}", fontsize="medium")
+    return figure
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write the figures as SVG and return their paths."""
+    """Write the figures as SVG and return their paths; the same report gives the same bytes."""
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "riskernels"
     from matplotlib import pyplot
 
-    machine = report["machine"]
-    where = machine["gpu"]["name"] if "gpu" in machine else machine["cpu"]
     paths = []
-    for (operator, axis), points in curves(report).items():
-        figure, axes = pyplot.subplots(figsize=(6.4, 4.8), layout="constrained")
-        variants = dict.fromkeys(point["variant"] for point in points)
-        for index, variant in enumerate(variants):
-            chosen = [point for point in points if point["variant"] == variant]
-            _draw_variant(axes, chosen, axis, f"C{index}")
-        fixed = ", ".join(f"{k} = {v}" for k, v in points[0]["sizes"].items() if k != axis)
-        axes.set(
-            xscale="log",
-            yscale="log",
-            xlabel=SIZES[axis],
-            ylabel="seconds a call",
-            title=f"{operator}, {fixed}\n{where}, {report['created'][:10]}",
-        )
-        axes.grid(True, which="both", alpha=0.2)
-        axes.legend(fontsize="small")
-        paths.append(folder / f"{operator}_{axis}.svg")
-        figure.savefig(paths[-1])
+    for operator, panels in curves(report).items():
+        figure = _draw_operator(report, operator, panels)
+        paths.append(folder / f"scaling_{operator}.svg")
+        figure.savefig(paths[-1], metadata={"Date": None})
         pyplot.close(figure)
     return paths
 

@@ -155,9 +155,9 @@ def reshape(case: Case, shape: str) -> Case:
 
 
 def select(
-    operator_names: Sequence[str] = (), pattern: str = "", shapes: Sequence[str] = ()
+    operator_names: Sequence[str] = (), patterns: Sequence[str] = (), shapes: Sequence[str] = ()
 ) -> list[Case]:
-    """Cases of the named operators (all by default) whose identifier contains ``pattern``.
+    """Cases of the named operators whose identifier contains a pattern; all by default.
 
     ``shapes`` replaces the default shapes: every variant at every shape given.
 
@@ -175,8 +175,9 @@ def select(
             variants.setdefault(case.variant, case)
         reshaped = [reshape(case, shape) for shape in shapes for case in variants.values()]
         for case in reshaped if shapes else known[name].cases:
-            if pattern in case.identifier:
+            if not patterns or any(pattern in case.identifier for pattern in patterns):
                 chosen[case.identifier] = case
     if not chosen:
-        raise ValueError(f"no case contains {pattern!r}; `python -m bench --list` shows them")
+        wanted = " or ".join(map(repr, patterns))
+        raise ValueError(f"no case contains {wanted}; `python -m bench --list` shows them")
     return list(chosen.values())

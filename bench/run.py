@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,16 +19,17 @@ from bench.registry import (
     Cost,
     Inputs,
     Operator,
-    Outputs,
     Peer,
     first_scenes,
     operators,
     peers,
 )
 from bench.timing import interleave
+from bench.verify import Expected, expect
 from riskernels import library
 
 Log = Callable[[str], None]
+CEILINGS_EVERY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -44,79 +46,6 @@ class Settings:
     """Scenes compared with complex128, half of them from the end of the batch; all if None."""
 
 
-def relative_errors(names: Sequence[str], outputs: Outputs, exact: Outputs) -> dict[str, float]:
-    """For each output the largest over scenes of |x - x*| / |x*| (Frobenius); NaN stays NaN.
-
-    Raises:
-        ValueError: an output is missing, or has another shape or kind of number.
-    """
-    if len(outputs) != len(exact):
-        raise ValueError(f"{len(outputs)} outputs, expected {len(exact)}: {', '.join(names)}")
-    errors = {}
-    for name, got, want in zip(names, outputs, exact, strict=True):
-        if got.shape != want.shape or got.is_complex() != want.is_complex():
-            raise ValueError(
-                f"{name} is {got.dtype} {tuple(got.shape)}, expected {tuple(want.shape)} and "
-                f"{'complex' if want.is_complex() else 'real'} numbers"
-            )
-        difference = (got.to(want.dtype) - want).reshape(len(want), -1)
-        size = want.reshape(len(want), -1)
-        ratio = torch.linalg.vector_norm(difference, dim=1) / torch.linalg.vector_norm(size, dim=1)
-        errors[name] = float(ratio.max())
-    return errors
-
-
-def _gate(
-    entry: dict[str, Any], names: Sequence[str], outputs: Outputs, exact: Outputs, tolerance: float
-) -> bool:
-    """Write the errors into the entry; whether its speed may be measured."""
-    entry["tolerance"] = tolerance
-    try:
-        entry["errors"] = relative_errors(names, outputs, exact)
-    except ValueError as error:
-        entry.update(status="refused", reason=str(error))
-        return False
-    # Written so that a NaN is refused; max() would pass it by.
-    if not all(error <= tolerance for error in entry["errors"].values()):
-        entry.update(status="refused", reason=f"relative error above {tolerance:g}")
-        return False
-    entry["error"] = max(entry["errors"].values())
-    return True
-
-
-@dataclass(frozen=True)
-class Expected:
-    """The complex128 outputs of the scenes that are verified, and which these are."""
-
-    names: tuple[str, ...]
-    outputs: Outputs
-    scenes: Sequence[int]
-
-    def gate(
-        self, entry: dict[str, Any], outputs: Outputs, tolerance: float, measured: int
-    ) -> bool:
-        """Compare those of the first ``measured`` scenes; whether a speed may be given."""
-        chosen = [scene for scene in self.scenes if scene < measured]
-        exact = tuple(x[: len(chosen)] for x in self.outputs)
-        # A result without these scenes has a wrong shape, which is reported as such.
-        if all(len(chosen) < len(x) == measured for x in outputs):
-            outputs = tuple(x[chosen] for x in outputs)
-        outputs = tuple(x.to(exact[0].device) for x in outputs)
-        return _gate(entry, self.names, outputs, exact, tolerance)
-
-
-def expect(case: Case, operator: Operator, inputs: Inputs, settings: Settings) -> Expected:
-    """The oracle's outputs for the scenes that the settings and the case ask to verify."""
-    b = case.sizes["B"]
-    wanted = min(x for x in (b, settings.verified_scenes, case.verified_scenes) if x is not None)
-    scenes: Sequence[int] = range(b)
-    if b > wanted:
-        scenes = [*range(wanted - wanted // 2), *range(b - wanted // 2, b)]
-        inputs = {name: value[scenes] for name, value in inputs.items()}
-        case = replace(case, sizes={**case.sizes, "B": len(scenes)})
-    return Expected(operator.output_names(case), operator.oracle(case, inputs), scenes)
-
-
 def _prepare_peer(
     peer: Peer, case: Case, sets: Sequence[Inputs], expected: Expected, on: Device
 ) -> tuple[dict[str, Any], Callable[[], Any] | None]:
@@ -127,6 +56,7 @@ def _prepare_peer(
     if missing:
         entry.update(status="skipped", reason=f"{', '.join(missing)} not installed")
         return entry, None
+    entry["versions"] = machine.package_versions(peer.requires or ("torch",))
     b = case.sizes["B"]
     scenes = min(b, peer.scenes or b)
     entry["measured_scenes"], entry["scaled_by"] = scenes, b / scenes
@@ -189,7 +119,7 @@ def run_case(
     """One case, its correctness alone unless timed. A wrong kernel stops the case."""
     on = Cpu() if on is None else on
     sets = on.inputs(operator, case, settings.seed)
-    expected = expect(case, operator, sets[0], settings)
+    expected = expect(case, operator, sets[0], settings.verified_scenes)
     backend = _backend(operator, on.kind)
     kernel: dict[str, Any] = {
         "name": "riskernels",
@@ -302,8 +232,10 @@ def run(
     on = device(settings.device)
     known = operators()
     rivals = peers() if rivals is None else rivals
-    ceilings = on.ceilings()
-    measured = on.memory(cases, settings.threads, rivals) if settings.measure_memory else {}
+    ceilings, ceilings_at = on.ceilings(), time.perf_counter()
+    measured = (
+        on.memory(cases, settings.threads, rivals) if settings.measure_memory and cases else {}
+    )
     results = []
     for case in cases:
         log(f"measuring {case.identifier}")
@@ -312,7 +244,8 @@ def run(
             result["memory"] = measured[case.identifier]
         results.append(result)
         on.release()
-        ceilings = on.ceilings(ceilings)
+        if case is cases[-1] or time.perf_counter() - ceilings_at > CEILINGS_EVERY_S:
+            ceilings, ceilings_at = on.ceilings(ceilings), time.perf_counter()
     for case, result in zip(cases, results, strict=True):
         add_floor(result, known[case.operator].cost(case), ceilings)
         log(describe(result))
@@ -334,12 +267,3 @@ def run(
         "ceilings": ceilings,
         "cases": results,
     }
-
-
-def refused_kernels(report: dict[str, Any]) -> list[str]:
-    """Cases whose kernel was wrong, for which no speed is given."""
-    return [
-        case["identifier"]
-        for case in report["cases"]
-        if any(e["kind"] == "kernel" and e["status"] == "refused" for e in case["entries"])
-    ]

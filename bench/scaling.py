@@ -1,34 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels alone along one size at a time: B, N, L and M, all others at the default.
+"""Curves along one size at a time: B, N, L and M, all others at the default.
 
-Correctness first, as everywhere, on fewer scenes. The systems grow worse conditioned as M
-approaches N, so the tolerance is c eps cond with the condition number of a large random H.
+On the CPU the fastest eager peer is measured beside the kernel. Correctness first, as everywhere,
+on fewer scenes. The systems grow worse conditioned as M approaches N, so the tolerance is c eps
+cond with the condition number of a large random H.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from bench.devices import device
 from bench.operators._tikhonov import ALPHA
-from bench.registry import Case, operators
+from bench.registry import Case, Peer, operators, peers
 from bench.run import Settings, add_floor, describe, run_case
 from riskernels.testing import tolerance
 
-AXES: Mapping[str, Sequence[int]] = {
-    "B": (1, 4, 16, 64, 256, 1024, 4096, 16384),
-    "N": (64, 96, 144, 256, 400, 576, 784, 1024),
-    "L": (4, 8, 16, 32, 64, 128, 256),
-    "M": (4, 8, 16, 24, 32, 33, 48, 64, 96, 128),
-}
-VARIANTS = ("forward", "gradient", "gradient-both")
-VERIFIED_SCENES = 16
 ROUNDS = 9
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The points that a device measures, and how."""
+
+    axes: Mapping[str, Sequence[int]]
+    variants: tuple[str, ...]
+    verified_scenes: int
+    seconds_per_entry: float
+    scenes: Mapping[str, int]
+    """B along another axis where the default would not fit into memory or time."""
+    rivals: tuple[str, ...] = ()
+    """The first of these peers that serves a case is measured beside the kernel."""
+
+    def rival(self, case: Case) -> tuple[Peer, ...]:
+        found = {peer.name: peer for peer in peers() if peer.serves(case)}
+        return tuple(found[name] for name in self.rivals if name in found)[:1]
+
+
+PLANS = {
+    "cuda": Plan(
+        axes={
+            "B": (1, 4, 16, 64, 256, 1024, 4096, 16384),
+            "N": (64, 96, 144, 256, 400, 576, 784, 1024),
+            "L": (4, 8, 16, 32, 64, 128, 256),
+            "M": (4, 8, 16, 24, 32, 33, 48, 64, 96, 128),
+        },
+        variants=("forward", "gradient", "gradient-both"),
+        verified_scenes=16,
+        seconds_per_entry=1.0,
+        scenes={},
+    ),
+    "cpu": Plan(
+        axes={
+            "B": (1, 4, 16, 64, 256, 1024),
+            "N": (36, 64, 144, 256, 484, 1024),
+            "L": (2, 4, 8, 16, 32, 64),
+            "M": (4, 8, 16, 32, 64),
+        },
+        variants=("forward", "gradient"),
+        verified_scenes=2,
+        seconds_per_entry=0.15,
+        scenes={"N": 8},
+        rivals=("torch_shared_factorisation", "torch_push_through_blocked", "torch_eager"),
+    ),
+}
 
 
 def condition(m: int, n: int) -> float:
@@ -38,8 +78,8 @@ def condition(m: int, n: int) -> float:
     return ((1 + ratio) ** 2 + ALPHA) / (smallest + ALPHA)
 
 
-def _at(case: Case, axis: str, value: int) -> Case:
-    sizes = {**case.sizes, axis: value}
+def _at(case: Case, axis: str, value: int, plan: Plan) -> Case:
+    sizes = {**case.sizes, "B": plan.scenes.get(axis, case.sizes["B"]), axis: value}
     allowed = case.tolerance
     if "M" in sizes:
         # The gradient solves with the same systems twice.
@@ -49,7 +89,7 @@ def _at(case: Case, axis: str, value: int) -> Case:
     return replace(case, sizes=sizes, tolerance=allowed)
 
 
-def cases(operator_names: Sequence[str] = ()) -> list[tuple[str, Case]]:
+def cases(operator_names: Sequence[str], plan: Plan) -> list[tuple[str, Case]]:
     """Axis and case of every point of every curve."""
     points = []
     for name, operator in operators().items():
@@ -57,12 +97,12 @@ def cases(operator_names: Sequence[str] = ()) -> list[tuple[str, Case]]:
             continue
         variants: dict[str, Case] = {}
         for case in operator.cases:
-            if case.variant in VARIANTS:
+            if case.variant in plan.variants:
                 variants.setdefault(case.variant, case)
         points += [
-            (axis, _at(case, axis, value))
+            (axis, _at(case, axis, value, plan))
             for case in variants.values()
-            for axis, values in AXES.items()
+            for axis, values in plan.axes.items()
             if axis in case.sizes
             for value in values
         ]
@@ -77,15 +117,19 @@ def run(
     log: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Results of the curves, each with its axis; a point whose memory does not fit says so."""
+    plan = PLANS[settings.device]
     settings = replace(
-        settings, verified_scenes=VERIFIED_SCENES, rounds=min(ROUNDS, settings.rounds)
+        settings,
+        verified_scenes=plan.verified_scenes,
+        rounds=min(ROUNDS, settings.rounds),
+        seconds_per_entry=min(plan.seconds_per_entry, settings.seconds_per_entry),
     )
     on, known = device(settings.device), operators()
     results = []
-    for axis, case in cases(operator_names) if points is None else points:
+    for axis, case in cases(operator_names, plan) if points is None else points:
         operator = known[case.operator]
         try:
-            result = run_case(case, operator, (), settings, on=on)
+            result = run_case(case, operator, plan.rival(case), settings, on=on)
         except torch.OutOfMemoryError as error:
             reason = str(error).splitlines()[0]
             result = {

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m bench.table FILE.json``: the Markdown table of a run, from its JSON file alone.
 
-``--op`` picks operators. ``--update DOCUMENT.md`` draws every table of a document again, each
-between two comments: ``<!-- table of FILE.json: begin -->``, or with the operators it shows
-``<!-- table of FILE.json --op hermitian_nmse: begin -->``, and ``<!-- end -->``.
+Of several files, runs on different numbers of threads, it is one table of the cases that they
+share: the kernel and the fastest peer on each. ``--op`` picks operators. ``--update DOCUMENT.md``
+draws every table of a document again, each between two comments: ``<!-- table of FILE.json: begin
+-->``, or with more files and the operators it shows ``<!-- table of ONE.json OTHER.json --op
+hermitian_nmse: begin -->``, and ``<!-- end -->``.
 """
 
 from __future__ import annotations
@@ -20,10 +22,14 @@ from bench import SCHEMA
 from ris_pytorch_pipeline import profile_report
 
 MARKED = re.compile(
-    r"<!-- table of (?P<file>\S+)(?P<operators>(?: --op \S+)*): begin -->\n"
+    r"<!-- table of (?P<files>\S+(?: (?!--)\S+)*?)(?P<operators>(?: --op \S+)*): begin -->\n"
     r"(?P<table>.*?)\n<!-- end -->",
     re.DOTALL,
 )
+
+
+COLUMNS = 6
+"""Cases beside each other in a table; an operator with more gets another."""
 
 
 def _time(seconds: float) -> str:
@@ -53,13 +59,13 @@ def _row(title: str, cells: Sequence[str]) -> str:
     return f"| {' | '.join([title, *cells])} |"
 
 
-def _operator_table(name: str, cases: Sequence[Mapping[str, Any]]) -> list[str]:
+def _operator_table(cases: Sequence[Mapping[str, Any]]) -> list[str]:
     by_name = [{entry["name"]: entry for entry in case["entries"]} for case in cases]
     titles: dict[str, str] = {}
     for entries in by_name:
         for key, entry in entries.items():
             titles.setdefault(key, entry["title"])
-    lines = [f"**`{name}`**", "", _row("", [_heading(case) for case in cases])]
+    lines = [_row("", [_heading(case) for case in cases])]
     lines.append("|---|" + "---:|" * len(cases))
     for key, title in titles.items():
         lines.append(_row(title, [_cell(entries.get(key)) for entries in by_name]))
@@ -112,12 +118,13 @@ def _memory_rows(cases: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) 
     return rows
 
 
-def _about(report: Mapping[str, Any]) -> list[str]:
+def _provenance(report: Mapping[str, Any]) -> str:
     machine, versions, ceilings = report["machine"], report["versions"], report["ceilings"]
     threads = report["threads"]
     largest = ceilings["bandwidth"][-1]
+    blas = versions.get("blas", {})
     libraries = ", ".join(
-        f"{name} {versions[name]}"
+        f"{name} {versions[name]}" + (f" ({blas[name]})" if name in blas else "")
         for name in ("torch", "numpy", "jax", "numba")
         if versions.get(name) is not None
     )
@@ -140,15 +147,29 @@ def _about(report: Mapping[str, Any]) -> list[str]:
         f"{ceilings['float32_flops'] / 1e9:.1f} GFLOP/s ({ceilings['float32_flops_source']}), "
         f"{double}"
         f"{largest['read'] / 1e9:.1f} GB/s read and {largest['copy'] / 1e9:.1f} GB/s copy at "
-        f"{largest['bytes'] // 2**20} MiB. Medians of interleaved rounds; in brackets the time "
-        "relative to riskernels."
+        f"{largest['bytes'] // 2**20} MiB."
     )
+    if "elapsed_seconds" in report:
+        about += f" All of it took {report['elapsed_seconds'] / 60:.1f} minutes."
+    return about
+
+
+def _about(report: Mapping[str, Any]) -> list[str]:
+    about = _provenance(report)
+    about += " Medians of interleaved rounds; in brackets the time relative to riskernels."
     entries = [entry for case in report["cases"] for entry in case["entries"]]
     notes = []
     scaled = {
         f"{entry['title']}: {entry['measured_scenes']} scenes"
         for entry in entries
         if entry["status"] == "measured" and entry["scaled_by"] != 1
+    }
+    titles = {entry["name"]: entry["title"] for entry in entries}
+    scaled |= {
+        f"{titles.get(name, name)}: {peer['measured_scenes']} scenes"
+        for case in report["cases"]
+        for name, peer in case.get("memory", {}).get("peers", {}).items()
+        if peer.get("measured_scenes", case["sizes"]["B"]) < case["sizes"]["B"]
     }
     if scaled:
         notes.append(f"† measured on fewer scenes and scaled to B ({'; '.join(sorted(scaled))}).")
@@ -162,14 +183,18 @@ def _about(report: Mapping[str, Any]) -> list[str]:
     return [about, *("\n" + note for note in notes)]
 
 
+def _check_schema(report: Mapping[str, Any]) -> None:
+    if report.get("schema") != SCHEMA:
+        raise ValueError(f"schema {report.get('schema')!r}, this table reads schema {SCHEMA}")
+
+
 def markdown(report: Mapping[str, Any], operators: Sequence[str] = ()) -> str:
     """One table for each operator, or each of those named: implementations down, cases across.
 
     Raises:
         ValueError: the report has another schema, or no case of an operator that is named.
     """
-    if report.get("schema") != SCHEMA:
-        raise ValueError(f"schema {report.get('schema')!r}, this table reads schema {SCHEMA}")
+    _check_schema(report)
     grouped: dict[str, list[Mapping[str, Any]]] = {}
     for case in report["cases"]:
         grouped.setdefault(case["operator"], []).append(case)
@@ -179,9 +204,60 @@ def markdown(report: Mapping[str, Any], operators: Sequence[str] = ()) -> str:
     shown = {name: grouped[name] for name in operators} if operators else grouped
     lines = []
     for name, cases in shown.items():
-        lines.extend(_operator_table(name, cases))
+        lines += [f"**`{name}`**", ""]
+        for start in range(0, len(cases), COLUMNS):
+            lines += _operator_table(cases[start : start + COLUMNS])
     chosen = [case for cases in shown.values() for case in cases]
     return "\n".join([*lines, *_about({**report, "cases": chosen})])
+
+
+def _best(case: Mapping[str, Any]) -> tuple[float | None, str, float | None]:
+    """Median of the kernel, and title and median of its fastest peer."""
+    measured = [entry for entry in case["entries"] if entry["status"] == "measured"]
+    kernel = next((e["median"] for e in measured if e["name"] == "riskernels"), None)
+    rivals = [e for e in measured if e["kind"] == "peer" and not e["name"].startswith("riskernels")]
+    fastest = min(rivals, key=lambda entry: entry["median"], default=None)
+    return kernel, *((fastest["title"], fastest["median"]) if fastest else ("", None))
+
+
+def threads_table(reports: Sequence[Mapping[str, Any]], operators: Sequence[str] = ()) -> str:
+    """The cases common to all runs: kernel and fastest peer on each number of threads.
+
+    Raises:
+        ValueError: a report has another schema, two have as many threads, or no case is common.
+    """
+    for report in reports:
+        _check_schema(report)
+    counts = [report["threads"] for report in reports]
+    if len(set(counts)) < len(counts):
+        raise ValueError(f"runs on {counts} threads; a table of several needs different numbers")
+    by_identifier = [{case["identifier"]: case for case in r["cases"]} for r in reports]
+    common = [
+        name
+        for name, case in by_identifier[0].items()
+        if all(name in cases for cases in by_identifier)
+        and (not operators or case["operator"] in operators)
+    ]
+    if not common:
+        raise ValueError("no case in common")
+    threads = [f"{count} thread{'s' * (count > 1)}" for count in counts]
+    heads = [f"{who}, {count}" for who in ("riskernels", "fastest peer") for count in threads]
+    lines = [_row("", heads), "|---|" + "---:|" * len(heads)]
+    for name in common:
+        found = [_best(cases[name]) for cases in by_identifier]
+        first = found[0][0]
+        kernels = [
+            ""
+            if own is None
+            else f"**{_time(own)}**" + (f" ({first / own:.2f}x)" if first and i else "")
+            for i, (own, _, _) in enumerate(found)
+        ]
+        rivals = ["" if best is None else f"{_time(best)} ({title})" for _, title, best in found]
+        case = by_identifier[0][name]
+        lines.append(_row(f"`{case['operator']}`, {_heading(case)}", [*kernels, *rivals]))
+    lines += [f"\n{_provenance(report)}" for report in reports]
+    lines.append(f"\nMedians of interleaved rounds; in brackets the gain over {threads[0]}.")
+    return "\n".join(lines)
 
 
 def redraw(document: str, folder: Path) -> str:
@@ -195,9 +271,14 @@ def redraw(document: str, folder: Path) -> str:
     def drawn(match: re.Match[str]) -> str:
         begin, _, _ = match[0].partition("\n")
         names = match["operators"].split()[1::2]
-        report = json.loads((folder / match["file"]).read_text())
-        profiled = report.get("schema") == profile_report.SCHEMA
-        table = profile_report.markdown_table(report) if profiled else markdown(report, names)
+        reports = [json.loads((folder / file).read_text()) for file in match["files"].split()]
+        profiled = reports[0].get("schema") == profile_report.SCHEMA
+        if len(reports) > 1:
+            table = threads_table(reports, names)
+        elif profiled:
+            table = profile_report.markdown_table(reports[0])
+        else:
+            table = markdown(reports[0], names)
         return f"{begin}\n{table}\n<!-- end -->"
 
     text, count = MARKED.subn(drawn, document)
@@ -212,22 +293,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "file", type=Path, nargs="?", help="a file that `python -m bench --json` wrote"
-    )
+    parser.add_argument("files", type=Path, nargs="*", help="what `python -m bench --json` wrote")
     parser.add_argument("--op", action="append", default=[], help="operator to show (repeatable)")
     parser.add_argument("--update", type=Path, metavar="DOCUMENT.md", help="redraw its tables")
     options = parser.parse_args(arguments)
-    if (options.file is None) == (options.update is None):
+    if bool(options.files) == (options.update is not None):
         parser.error("expected a FILE.json, or --update DOCUMENT.md")
-    path = options.file or options.update
     try:
         if options.update is not None:
-            path.write_text(redraw(path.read_text(), path.parent))
-        else:
-            print(markdown(json.loads(path.read_text()), options.op))
+            text = redraw(options.update.read_text(), options.update.parent)
+            options.update.write_text(text)
+            return 0
+        reports = [json.loads(path.read_text()) for path in options.files]
+        several = len(reports) > 1
+        print(threads_table(reports, options.op) if several else markdown(reports[0], options.op))
     except (OSError, json.JSONDecodeError, ValueError) as error:
-        parser.error(f"{path}: {error}")
+        parser.error(f"{options.update or ' '.join(map(str, options.files))}: {error}")
     return 0
 
 

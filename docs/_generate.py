@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of every configuration key, read from the source of ``configs.py``.
+"""What the pages hold that is written down elsewhere.
 
-The source and not the imported module: there the fields' docstrings still exist, and a default
-reads as it was written (``math.pi / 3``).
+Tables of every configuration key, from the source of ``configs.py``. The source and not the
+imported module: there the fields' docstrings still exist, and a default reads as it was written
+(``math.pi / 3``). And the citation, from ``CITATION.cff``.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 CONFIGS = Path(__file__).parents[1] / "python" / "ris_pytorch_pipeline" / "configs.py"
+CITATION = Path(__file__).parents[1] / "CITATION.cff"
 ROOT_CLASS = "ExperimentConfig"
 
 
@@ -75,3 +78,21 @@ def configuration_tables(source: Path) -> str:
             lines.append(f"| {' | '.join([*cells, _cell(field.description)])} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def bibtex(source: Path) -> str:
+    """The software of a citation file as a BibTeX entry."""
+    text = source.read_text()
+    fields = dict(re.findall(r'^([\w-]+): "?(.+?)"?$', text, re.MULTILINE))
+    authors = re.findall(r'^  - name: "?(.+?)"?$', text, re.MULTILINE)
+    lines = [
+        f"@software{{{fields['title'].partition(':')[0]},",
+        f"  title = {{{fields['title']}}},",
+        # Names of groups stay whole in braces of their own.
+        f"  author = {{{' and '.join(f'{{{author}}}' for author in authors)}}},",
+        f"  version = {{{fields['version']}}},",
+        f"  year = {{{fields['date-released'][:4]}}},",
+        f"  license = {{{fields['license']}}},",
+        "}",
+    ]
+    return "\n".join(lines) + "\n"

@@ -59,6 +59,16 @@ def poisoned() -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "check(name): part of a check that a run can be asked for")
+    config.addinivalue_line("markers", "lasts(seconds): about, where nothing is compiled yet")
+    # By default xdist gives each process a long run of neighbours, the longest tests all to one.
+    if getattr(config.option, "maxschedchunk", 0) is None:
+        config.option.maxschedchunk = 1
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: processes that take one test after another then end together."""
+    items.sort(key=lambda item: -max((m.args[0] for m in item.iter_markers("lasts")), default=0))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,7 +7,7 @@ points of the ``.cuh`` files, which instantiates every kernel that these can sta
 
 All architectures are assembled from the PTX of one compilation. That and the reports are kept under
 ``build/cuda_resources`` by the hash of everything that went into them, one lock for each, so that
-parallel processes compile nothing twice.
+parallel processes compile nothing twice. The table names the PTX that it was made from, by hashes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ KERNELS = ROOT / "csrc" / "cuda"
 CACHE = ROOT / "build" / "cuda_resources"
 TABLE = ROOT / "tests" / "cuda_resources.json"
 
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+SHIPPED = ("sm_80", "sm_90")
+"""What the library holds machine code for."""
+ARCHITECTURES = (*SHIPPED, "sm_100")
 PTX = "compute_80"
 """What all of them are assembled from, here as in CMakeLists.txt."""
 FLAGS = ("-std=c++20", "-O3")
@@ -139,6 +141,7 @@ class Job:
         return f"{self.group}-{self.real}"
 
 
+Reports = dict[tuple[Job, str], dict[str, Any]]
 JOBS = tuple(Job(group, real) for group in CALLS for real in ("double", "float"))
 
 
@@ -153,12 +156,11 @@ def find_nvcc() -> str | None:
 def nvcc_facts(nvcc: str) -> tuple[str, frozenset[str]]:
     """Release of nvcc, and the architectures it compiles for."""
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    release = re.search(r"\bV(\d+\.\d+\.\d+)", text)
-    assert release is not None, text
+    release = re.findall(r"\bV(\d+\.\d+\.\d+)", text)
     codes = subprocess.run(
         [nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True
     ).stdout.split()
-    return release[1], frozenset(codes)
+    return release[0], frozenset(codes)
 
 
 def included(path: Path, seen: dict[Path, str]) -> dict[Path, str]:
@@ -218,11 +220,7 @@ def demangle(names: Iterable[str]) -> dict[str, str]:
 
 
 def _run(what: str, command: list[str]) -> tuple[str, float]:
-    """Output of a command and how long it took.
-
-    Raises:
-        RuntimeError: it failed; with its output.
-    """
+    """Output of a command and its seconds; RuntimeError with the output where it fails."""
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
@@ -277,13 +275,23 @@ def assemble(ptx: Path, architecture: str, nvcc: str) -> dict[str, Any]:
     return dict(json.loads(result.read_text()))
 
 
+def ptx_digest(job: Job, nvcc: str) -> str:
+    """Hash of the PTX, which depends on the sources and the release of nvcc alone."""
+    return hashlib.sha256(to_ptx(job, nvcc).read_bytes().partition(b"\n")[2]).hexdigest()
+
+
+def kernels_of(job: Job, nvcc: str) -> set[str]:
+    """Readable names of the kernels in the PTX."""
+    return set(demangle(re.findall(r"\.entry (\w+)", to_ptx(job, nvcc).read_text())).values())
+
+
 def ptx_facts(job: Job, nvcc: str) -> dict[str, Any]:
     """Warnings of the compiler, and its seconds."""
     with open(to_ptx(job, nvcc)) as file:
         return dict(json.loads(file.readline().removeprefix("//")))
 
 
-def compile_all(architectures: Sequence[str], nvcc: str) -> dict[tuple[Job, str], dict[str, Any]]:
+def compile_all(architectures: Sequence[str], nvcc: str) -> Reports:
     """Reports of every job for the architectures, as many at once as there are CPUs."""
     work = [(job, architecture) for job in JOBS for architecture in architectures]
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -292,18 +300,15 @@ def compile_all(architectures: Sequence[str], nvcc: str) -> dict[tuple[Job, str]
         return dict(zip(work, reports, strict=True))
 
 
-def table(reports: dict[tuple[Job, str], dict[str, Any]], version: str) -> dict[str, Any]:
+def by_kernel(reports: Reports) -> dict[str, dict[str, dict[str, int]]]:
     """Resources by readable kernel name and architecture."""
     by_name: dict[str, dict[str, dict[str, int]]] = {}
     readable = demangle(sorted({name for report in reports.values() for name in report["kernels"]}))
     for (_, architecture), report in reports.items():
         for mangled, used in report["kernels"].items():
             by_name.setdefault(readable[mangled], {})[architecture] = used
-    kernels = {
-        name: {a: by_name[name][a] for a in ARCHITECTURES if a in by_name[name]}
-        for name in sorted(by_name)
-    }
-    return {"nvcc": version, "ptx": PTX, "flags": list(FLAGS), "kernels": kernels}
+    of_all = sorted(by_name.items())
+    return {name: {a: by[a] for a in ARCHITECTURES if a in by} for name, by in of_all}
 
 
 def main() -> int:
@@ -312,8 +317,7 @@ def main() -> int:
         print("nvcc was not found; install the CUDA toolkit or set CUDA_HOME", file=sys.stderr)
         return 1
     version, codes = nvcc_facts(nvcc)
-    missing = [a for a in ARCHITECTURES if a not in codes]
-    if missing:
+    if missing := [a for a in ARCHITECTURES if a not in codes]:
         print(f"nvcc {version} does not know {', '.join(missing)}", file=sys.stderr)
         return 1
     reports = compile_all(ARCHITECTURES, nvcc)
@@ -322,10 +326,16 @@ def main() -> int:
     for (job, architecture), report in reports.items():
         count, seconds = len(report["kernels"]), report["seconds"]
         print(f"{job.name} {architecture}: {count} kernels, {seconds} s")
-    result = table(reports, version)
+    result = {
+        "nvcc": version,
+        "ptx": PTX,
+        "flags": list(FLAGS),
+        "ptx_digests": {job.name: ptx_digest(job, nvcc) for job in JOBS},
+        "kernels": by_kernel(reports),
+    }
     TABLE.write_text(json.dumps(result, indent=1) + "\n")
     kernels = result["kernels"].items()
-    spilling = [name for name, by in kernels if any(used["spill_bytes"] for used in by.values())]
+    spilling = [name for name, by in kernels if any(use["spill_bytes"] for use in by.values())]
     print(f"{TABLE.relative_to(ROOT)}: {len(result['kernels'])} kernels, nvcc {version}")
     if spilling:
         print(f"spilling: {', '.join(spilling)}", file=sys.stderr)

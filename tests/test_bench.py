@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 import torch
 
 import riskernels
-from bench import memory, registry, run, table
+from bench import compare, memory, registry, run, table
 from bench.__main__ import main
+from bench.operators import _tikhonov
 from bench.peers import torch_compile
 from bench.registry import Case, Peer
+from riskernels.testing import assert_close
 
 TINY = {"B": 3, "L": 4, "M": 5, "N": 12, "K": 2, "r": 6, "k": 2}
 
@@ -80,6 +83,16 @@ def test_kernel_and_every_peer_agree_with_complex128(identifier, monkeypatch):
         assert {"riskernels_dense", "torch_eager_factored"} < set(entries(result))
 
 
+def test_both_forms_of_the_oracle_are_the_same_in_complex128():
+    case = tiny(VARIANTS["tikhonov_snapshots/gradient"])
+    operator = registry.operators()[case.operator]
+    values = operator.inputs(case, torch.Generator().manual_seed(2))
+    double = [values[name].to(torch.complex128) for name in _tikhonov.ARGUMENTS]
+    one, other = (_tikhonov.oracle_snapshots(*double, largest=largest) for largest in (12, 11))
+    assert not torch.equal(one, other)
+    assert_close(one, other, 1e-11)
+
+
 def test_every_public_operator_has_cases_and_the_peers_expected():
     public = {name for name in riskernels.__all__ if callable(getattr(riskernels, name))}
     public -= {"use_backend"}
@@ -115,7 +128,7 @@ def test_a_wrong_kernel_stops_the_case_and_fails_the_run(fault):
     assert [entry["status"] for entry in result["entries"]] == ["refused"]
     run.add_floor(result, operator.cost(case), CEILINGS)
     assert "floor" not in result and "median" not in result["entries"][0]
-    assert run.refused_kernels({"cases": [result]}) == [case.identifier]
+    assert compare.refused_kernels({"cases": [result]}) == [case.identifier]
 
 
 def test_a_missing_peer_is_skipped_by_name_and_a_failing_one_reported():
@@ -180,11 +193,15 @@ def test_a_later_measurement_never_lowers_a_ceiling(monkeypatch):
 
 
 def test_selection_and_its_errors(capsys):
-    cases = registry.select(["tikhonov_covariance"], "forward/", ["B=2,N=20", "B=1"])
+    cases = registry.select(["tikhonov_covariance"], ["forward/"], ["B=2,N=20", "B=1"])
     assert [case.identifier.split("/")[2] for case in cases] == [
         "B2-L16-M16-N20",
         "B1-L16-M16-N144",
     ]
+    both = registry.select(["hermitian_nmse"], ["forward/B64", "gradient/B512"])
+    assert [case.variant for case in both] == ["forward", "gradient"]
+    with pytest.raises(ValueError, match="no case contains 'one' or 'other'"):
+        registry.select(patterns=["one", "other"])
     with pytest.raises(ValueError, match="unknown operator 'covariance'"):
         registry.select(["covariance"])
     with pytest.raises(ValueError, match="not 'Q'"):
@@ -196,18 +213,6 @@ def test_selection_and_its_errors(capsys):
     assert stop.value.code == 2 and "CPUs" in capsys.readouterr().err
 
 
-def test_memory_is_the_output_and_two_mebibytes_a_thread():
-    cases = [
-        case
-        for operator in ("tikhonov_covariance", "hermitian_nmse")
-        for case in registry.operators()[operator].cases
-        if case.variant in ("forward", "gradient") and case.sizes["B"] == 64
-    ]
-    threads = min(2, torch.get_num_threads())
-    for result in memory.measure(cases, threads).values():
-        assert result["bytes_beyond_output_per_thread"] <= memory.LIMIT_PER_THREAD, result
-
-
 def test_the_memory_measurement_sees_temporaries():
     def call():
         # Above 32 MiB the C allocator always asks the system, whatever ran before.
@@ -216,6 +221,39 @@ def test_the_memory_measurement_sees_temporaries():
 
     beyond = memory.peak_beyond_outputs(lambda: torch.ones(8), call)
     assert 58 * 2**20 < beyond < 68 * 2**20
+
+
+def test_runs_on_several_numbers_of_threads_stand_side_by_side(tmp_path):
+    path = min(Path(__file__).parent.parent.glob("bench/results/cpu_*_1thread.json"))
+    one = json.loads(path.read_text())
+    chosen = [case for case in one["cases"] if "/B1-" in case["identifier"]]
+    two = copy.deepcopy({**one, "threads": 2, "cases": chosen})
+    for case in two["cases"]:
+        entries(case)["riskernels"]["median"] /= 1.6
+    text = table.threads_table([one, two])
+    assert text.count("(1.60x)") == text.count("| `") == len(chosen) > 0
+    assert "1 pinned thread," in text and "2 pinned threads," in text
+    assert "riskernels, 1 thread | riskernels, 2 threads | fastest peer, 1 thread" in text
+    for name, report in (("one", one), ("two", two)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(report))
+    marked = "<!-- table of one.json two.json --op tikhonov_covariance: begin -->\n{}\n<!-- end -->"
+    drawn = table.threads_table([one, two], ["tikhonov_covariance"])
+    assert table.redraw(marked.format("stale"), tmp_path) == marked.format(drawn)
+    with pytest.raises(ValueError, match="different numbers"):
+        table.threads_table([one, one])
+    with pytest.raises(ValueError, match="no case in common"):
+        table.threads_table([one, two], ["hermitian_nmse"])
+
+
+def test_many_cases_of_an_operator_are_several_tables():
+    path = min(Path(__file__).parent.parent.glob("bench/results/cpu_*_1thread.json"))
+    report = json.loads(path.read_text())
+    cases = [case for case in report["cases"] if case["operator"] == "hermitian_nmse"]
+    report["cases"] = [*cases, *cases]
+    text = table.markdown(report)
+    assert len(cases) == 5 and text.count("**`hermitian_nmse`**") == 1
+    heads = [line for line in text.splitlines() if line.startswith("|  |")]
+    assert [head.count("<br>") for head in heads] == [6, 4]
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/benchmarks.md"])

@@ -155,12 +155,25 @@ def test_compositions_say_what_serves_them():
     assert result["entries"][0]["backend"] == "+".join(sorted(served))
 
 
-def test_memory_of_the_dense_rival_stands_beside_the_kernels():
-    cases = [terms(B=8, N=256), terms(factored_terms.SPECTRUM, B=8, N=256)]
+def test_memory_of_the_kernels_and_of_the_dense_rival():
+    """Two mebibytes a thread beside the output, where N x N matrices take all that they hold."""
+    threads = min(2, torch.get_num_threads())
+    kernels = [
+        case
+        for operator in ("tikhonov_covariance", "hermitian_nmse")
+        for case in registry.operators()[operator].cases
+        if case.variant in ("forward", "gradient")
+        and (case.sizes["B"], case.sizes["N"]) == (64, 144)
+    ]
+    composed = [terms(B=8, N=256), terms(factored_terms.SPECTRUM, B=8, N=256)]
     rivals = [peer for peer in registry.peers() if peer.name == "riskernels_dense"]
-    found = memory.measure(cases, 1, rivals)
+    found = memory.measure([*kernels, *composed], threads, rivals)
+    assert len(kernels) == 4
+    for case in kernels:
+        result = found[case.identifier]
+        assert result["bytes_beyond_output_per_thread"] <= memory.LIMIT_PER_THREAD, result
     matrices = 8 * 256 * 256 * 8
-    for case, scenes in zip(cases, (8, 2), strict=True):
+    for case, scenes in zip(composed, (8, 2), strict=True):
         kernel = found[case.identifier]
         dense = kernel["peers"]["riskernels_dense"]
         assert dense["measured_scenes"] == scenes

@@ -6,14 +6,13 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
 from bench import devices, machine, plot, registry, run, scaling, table
+from bench.__main__ import main
 from bench.registry import Case, Peer
 from bench.timing import wall_clock
 
@@ -200,21 +199,30 @@ def test_a_replay_is_timed_by_the_call(monkeypatch):
     assert replays == [5, 1]
 
 
-def test_points_of_the_scaling_curves():
-    points = scaling.cases()
+@pytest.mark.parametrize("on", ["cpu", "cuda"])
+def test_points_of_the_scaling_curves(on):
+    plan = scaling.PLANS[on]
+    points = scaling.cases((), plan)
     by_curve: dict = {}
     for axis, case in points:
         by_curve.setdefault((case.operator, case.variant, axis), []).append(case)
         for name, size in case.sizes.items():
             default = {"B": 64, "L": 16, "M": 16, "N": 144, "K": 5, "r": 21, "k": 5}
-            assert size == default[name] or name == axis
+            fixed = plan.scenes.get(axis, default["B"]) if name == "B" else default[name]
+            assert size == fixed or name == axis
     assert {key[2] for key in by_curve if key[0] == "tikhonov_covariance"} == set("BNLM")
     assert {key[2] for key in by_curve if key[0] == "hermitian_nmse"} == set("BN")
     assert {key[2] for key in by_curve if key[0] == "factored_nmse"} == set("BN")
     assert not [key for key in by_curve if key[0] in ("covariance_loss", "factored_terms")]
     for (_, _, axis), cases in by_curve.items():
-        assert tuple(case.sizes[axis] for case in cases) == scaling.AXES[axis]
+        assert tuple(case.sizes[axis] for case in cases) == plan.axes[axis]
     assert max(case.tolerance for _, case in points) < 0.1
+    for _, case in points:
+        assert len(plan.rival(case)) == (on == "cpu"), case.identifier
+    # Inputs and outputs of a point, and what a peer keeps beside them, fit into ordinary memory.
+    if on == "cpu":
+        known = registry.operators()
+        assert max(known[c.operator].cost(c).footprint for _, c in points) < 2**30
     assert scaling.condition(16, 144) < 5 < scaling.condition(128, 144) < 1000
 
 
@@ -229,6 +237,8 @@ def report() -> dict:
     return {
         "schema": 1,
         "machine": {"cpu": "a CPU"},
+        "versions": {"simd_level": "avx2"},
+        "threads": 1,
         "created": "2030-01-01T00:00:00",
         "scaling": results,
     }
@@ -237,19 +247,34 @@ def report() -> dict:
 def test_scaling_curves_are_drawn_with_their_floors(report, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     for point in report["scaling"]:
-        assert point["axis"] == "B" and point["entries"][0]["status"] == "measured"
-        eager = point["entries"][0]
+        assert point["axis"] == "B"
+        eager, peer = point["entries"]
+        assert (eager["status"], peer["status"]) == ("measured", "measured")
+        assert peer["name"] == "torch_shared_factorisation"
         graph = {**eager, "name": "riskernels CUDA graph", "mode": "CUDA graph"}
-        point["entries"] = [eager, graph]
-    drawn = plot.curves(report)
-    assert list(drawn) == [("tikhonov_covariance", "B")]
-    assert [p["sizes"]["B"] for p in drawn["tikhonov_covariance", "B"]] == [1, 1, 2, 2, 4, 4]
+        graph["title"] = "riskernels, CUDA graph"
+        point["entries"] = [eager, graph, peer]
+    drawn = plot.curves(report)["tikhonov_covariance"]
+    assert [p["sizes"]["B"] for p in drawn["B"]] == [1, 1, 2, 2, 4, 4]
     source = tmp_path / "run.json"
     source.write_text(json.dumps(report))
     assert plot.main([str(source), "--out", str(tmp_path / "plots")]) == 0
-    path = tmp_path / "plots" / "tikhonov_covariance_B.svg"
+    path = tmp_path / "plots" / "scaling_tikhonov_covariance.svg"
     assert capsys.readouterr().out.strip() == str(path)
-    assert path.stat().st_size > 1000
+    first = path.read_bytes()
+    assert len(first) > 1000
+    # Kernel, graph, peer and floor of both variants, in one panel; the other holds nothing.
+    figure = plot._draw_operator(report, "tikhonov_covariance", {"B": drawn["B"]})
+    panel = figure.axes[0]
+    assert (panel.get_xscale(), panel.get_yscale()) == ("log", "log")
+    styles = [line.get_linestyle() for line in panel.get_lines()]
+    assert styles == [plot.KERNEL, plot.GRAPH, plot.PEER, "--"] * 2
+    assert len(figure.legends[0].get_texts()) == 8
+    floors = [p["floor"]["seconds"] for p in drawn["B"] if p["variant"] == "forward"]
+    assert panel.get_lines()[3].get_ydata().tolist() == floors
+    assert plot.main([str(source), "--out", str(tmp_path / "plots")]) == 0
+    assert path.read_bytes() == first
+    capsys.readouterr()
     source.write_text(json.dumps({**report, "scaling": []}))
     with pytest.raises(SystemExit):
         plot.main([str(source), "--out", str(tmp_path)])
@@ -269,8 +294,9 @@ def test_a_point_that_does_not_fit_is_reported(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_missing_gpu_is_one_line():
-    command = [sys.executable, "-m", "bench", "--device", "cuda", "--op", "hermitian_nmse"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=machine.ROOT)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "--device cuda: torch" in done.stderr.splitlines()[-1]
+def test_a_missing_gpu_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("bench.__main__.pin", lambda threads, on: None)
+    with pytest.raises(SystemExit) as stop:
+        main(["--device", "cuda", "--op", "hermitian_nmse"])
+    assert stop.value.code == 2
+    assert "--device cuda: torch" in capsys.readouterr().err.splitlines()[-1]

@@ -26,6 +26,22 @@ def values(kernel: str, seed: int = 0) -> list[float]:
     return [float(line) for line in done.stdout.split()]
 
 
+UNITS = {
+    " ".join((operator, *unit.flags[1:])): unit
+    for operator in harness.OPERATORS
+    for races in (False, True)
+    for unit in harness.operator_units(operator, races)
+    if unit.source == f"{operator}.cpp"
+}
+
+
+@pytest.mark.lasts(20)
+@pytest.mark.parametrize("name", UNITS)
+def test_kernels_compile(name):
+    """Every precision and pass of every operator, one to a test: parallel processes share them."""
+    assert harness.compiled(UNITS[name]).read_bytes().startswith(b"\x7fELF")
+
+
 def test_words():
     """Shuffles, barriers and indices give what CUDA defines, in every order."""
     for seed in SEEDS:

@@ -2,8 +2,8 @@
 """Triton kernels compiled ahead of time for sm_80 and sm_90, on a machine without a GPU.
 
 The very launches of the operators are compiled: a stand-in for the CUDA driver names the
-architecture, and every launch ends at the cubin. Run as a script with an architecture and the name
-of a case, this file prints the resources of each kernel as JSON.
+architecture, and every launch ends at the cubin. Run as a script with an architecture and the names
+of cases, this file prints the resources of each case's kernels as JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,58 +177,65 @@ def resources(kernel: Any) -> dict[str, Any]:
     }
 
 
-def main(arch: str, case: str) -> None:
+def main(cases: dict[str, Callable[[], None]], arch: str, *names: str) -> None:
+    """Print the resources of every launch, by case."""
     torch.set_num_threads(1)
     kernels = compile_only(int(arch))
-    CASES[case]()
-    print(json.dumps([{"name": name, **resources(kernel)} for name, kernel in kernels]))
+    found = {}
+    for name in names:
+        kernels.clear()
+        cases[name]()
+        found[name] = [{"name": kernel, **resources(built)} for kernel, built in kernels]
+    print(json.dumps(found))
 
 
-def compiled(arch: int, case: str, cache: Path) -> list[dict[str, Any]]:
-    """The resources of every launch of a case, compiled in a process of its own."""
+def compiled(
+    script: str, arch: int, cases: Sequence[str], cache: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """The resources of every launch of some cases, compiled in a process of their own."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     result = subprocess.run(
-        [sys.executable, __file__, str(arch), case],
+        [sys.executable, script, str(arch), *cases],
         env={**environment, "TRITON_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    kernels: list[dict[str, Any]] = json.loads(result.stdout)
-    for kernel in kernels:
+    found: dict[str, list[dict[str, Any]]] = json.loads(result.stdout)
+    assert list(found) == list(cases)
+    for kernel in (kernel for kernels in found.values() for kernel in kernels):
         assert kernel["target"].startswith(f"sm_{arch}"), kernel
         assert not kernel["tf32"] and not kernel["atomics"], kernel
         # What every GPU grants a kernel without a special request.
         assert kernel["shared_bytes"] <= 48 * 1024, kernel
-    return kernels
+    return found
 
 
-@pytest.mark.parametrize("arch", [80, 90])
-def test_default_shape(arch, tmp_path):
-    """Both operators, both passes: the kernels live in registers, and this many are launched."""
-    kernels = compiled(arch, "default", tmp_path)
-    names = [kernel["name"] for kernel in kernels]
+@pytest.mark.lasts(30)
+@pytest.mark.parametrize(
+    "arch,variants",
+    [(80, ("default_double", "many_scenes")), (90, ("options",))],
+)
+def test_kernels_of_the_default_shape_live_in_registers(arch, variants, tmp_path):
+    """Both operators, both passes; by default, this many are launched."""
+    found = compiled(__file__, arch, ("default", *variants), tmp_path)
+    names = [kernel["name"] for kernel in found["default"]]
     assert set(names) == COVARIANCE | NMSE
     # Covariance 2 + 4, snapshots 1 + 3, NMSE 1 + 1.
     assert len(names) == 12
-    assert all(kernel["local_bytes"] == 0 for kernel in kernels), kernels
+    for kernels in found.values():
+        assert {kernel["name"] for kernel in kernels} >= {"estimate_kernel", "adjoint_kernel"}
+        assert all(kernel["local_bytes"] == 0 for kernel in kernels), kernels
 
 
-@pytest.mark.parametrize(
-    "arch,case", [(80, "default_double"), (80, "many_scenes"), (90, "options")]
-)
-def test_other_variants_of_the_default_shape(arch, case, tmp_path):
-    kernels = compiled(arch, case, tmp_path)
-    assert {kernel["name"] for kernel in kernels} >= {"estimate_kernel", "adjoint_kernel"}
-    assert all(kernel["local_bytes"] == 0 for kernel in kernels), kernels
-
-
+@pytest.mark.lasts(20)
 def test_awkward_sizes(tmp_path):
-    names = [kernel["name"] for kernel in compiled(90, "awkward", tmp_path)]
+    (kernels,) = compiled(__file__, 90, ("awkward",), tmp_path).values()
+    names = [kernel["name"] for kernel in kernels]
     assert set(names) == COVARIANCE | NMSE | {"nmse_finish_kernel"}
     # The composite path for M = 70 solves without the estimate's kernel.
     assert names.count("estimate_kernel") == 2 and names.count("adjoint_kernel") == 2
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(CASES, *sys.argv[1:])

@@ -3,12 +3,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import test_triton_compile as compiler
@@ -87,50 +82,20 @@ def factored_double() -> None:
 CASES = {f.__name__: f for f in (dense_single, dense_double, factored_single, factored_double)}
 
 
-def main(arch: str, case: str) -> None:
-    torch.set_num_threads(1)
-    kernels = compiler.compile_only(int(arch))
-    CASES[case]()
-    print(json.dumps([{"name": name, **compiler.resources(kernel)} for name, kernel in kernels]))
-
-
-def compiled(arch: int, case: str, cache: Path) -> list[dict[str, Any]]:
-    """The resources of every launch of a case, compiled in a process of its own."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    result = subprocess.run(
-        [sys.executable, __file__, str(arch), case],
-        env={**environment, "TRITON_CACHE_DIR": str(cache)},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    kernels: list[dict[str, Any]] = json.loads(result.stdout)
-    for kernel in kernels:
-        assert kernel["target"].startswith(f"sm_{arch}"), kernel
-        assert not kernel["tf32"] and not kernel["atomics"], kernel
-        # What every GPU grants a kernel without a special request.
-        assert kernel["shared_bytes"] <= 48 * 1024, kernel
-        # The kernels live in registers.
-        assert kernel["local_bytes"] == 0, kernel
-    return kernels
-
-
+@pytest.mark.lasts(30)
 @pytest.mark.parametrize(
-    "arch,case,expected,launches",
-    [
-        # Blend 2 + 3, leakage 3 + 2.
-        (80, "dense_single", DENSE, 10),
-        (90, "dense_double", DENSE, 10),
-        # Blend 2 + 2, leakage 3 + 3, NMSE 2 + 1.
-        (90, "factored_single", FACTORED, 13),
-        (80, "factored_double", FACTORED, 13),
-    ],
+    "arch,of_dense,of_factored",
+    [(80, "dense_single", "factored_double"), (90, "dense_double", "factored_single")],
 )
-def test_kernels_live_in_registers(arch, case, expected, launches, tmp_path):
-    names = [kernel["name"] for kernel in compiled(arch, case, tmp_path)]
-    assert set(names) == expected
-    assert len(names) == launches
+def test_kernels_live_in_registers(arch, of_dense, of_factored, tmp_path):
+    found = compiler.compiled(__file__, arch, (of_dense, of_factored), tmp_path)
+    # Dense: blend 2 + 3, leakage 3 + 2. Factored: blend 2 + 2, leakage 3 + 3, NMSE 2 + 1.
+    for case, expected, launches in ((of_dense, DENSE, 10), (of_factored, FACTORED, 13)):
+        names = [kernel["name"] for kernel in found[case]]
+        assert set(names) == expected
+        assert len(names) == launches
+        assert all(kernel["local_bytes"] == 0 for kernel in found[case]), found[case]
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    compiler.main(CASES, *sys.argv[1:])

@@ -317,6 +317,7 @@ def main(*cases: str) -> None:
             print(case)
 
 
+@pytest.mark.lasts(30)
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group[0].__name__)
 def test_interpreted(group):
     cases = [case.__name__ for case in group]

@@ -201,9 +201,7 @@ CASES = {
     )
 }
 GROUPS = [
-    ["shared_channel"],
-    ["one_channel_per_snapshot", "beyond_a_program"],
-    ["large_sizes"],
+    ["shared_channel", "one_channel_per_snapshot", "beyond_a_program", "large_sizes"],
     ["single_sizes", "only_requested_gradients", "hard_values"],
     ["views", "bands_and_masks", "refusals"],
 ]
@@ -220,6 +218,7 @@ def main(*cases: str) -> None:
             print(case)
 
 
+@pytest.mark.lasts(40)
 @pytest.mark.parametrize("cases", GROUPS, ids=lambda cases: cases[0])
 def test_interpreted(cases):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RISKERNELS_")}

@@ -169,6 +169,7 @@ def script(*arguments: str, **settings: str) -> str:
     return result.stdout
 
 
+@pytest.mark.lasts(20)
 @pytest.mark.parametrize(
     "cases",
     [pytest.param(group, marks=needs_interpreter) for group in GROUPS],
@@ -179,6 +180,7 @@ def test_interpreted(cases):
     assert output.split() == cases
 
 
+@pytest.mark.lasts(10)
 @pytest.mark.parametrize("arch", [pytest.param(90, marks=needs_compiler)])
 def test_compiled_without_spills(arch, tmp_path: Path):
     kernels = json.loads(script("compile", str(arch), TRITON_CACHE_DIR=str(tmp_path)))

@@ -18,6 +18,9 @@ ALPHA = 1e-3
 ARGUMENTS = ("y", "h", "codes")
 DEFAULT = {"B": 64, "L": 16, "M": 16, "N": 144}
 SMALL = {"B": 64, "L": 5, "M": 7, "N": 31}
+LARGE = {"B": 8, "L": 32, "M": 32, "N": 1024}
+LARGEST_N_SIDE = 400
+"""Elements up to which N x N systems are solved, by the oracle and by peers."""
 
 
 def per_snapshot(case: Case) -> bool:
@@ -49,16 +52,27 @@ def inputs(case: Case, generator: torch.Generator) -> Inputs:
     }
 
 
-def oracle_snapshots(y: Tensor, h: Tensor, codes: Tensor) -> Tensor:
-    """a_l = (Phi_l^H Phi_l + alpha I_N)^{-1} Phi_l^H y_l, solved on the N side.
+def _loaded_solve(system: Tensor, rhs: Tensor) -> Tensor:
+    """(system + alpha I)^{-1} rhs.
 
     By Cholesky: torch 2.13 with MKL on several threads fails in batched complex LU at N = 256.
     """
+    identity = torch.eye(system.shape[-1], dtype=system.dtype, device=system.device)
+    factor = torch.linalg.cholesky(system + ALPHA * identity)
+    return torch.cholesky_solve(rhs.unsqueeze(-1), factor).squeeze(-1)
+
+
+def oracle_snapshots(y: Tensor, h: Tensor, codes: Tensor, largest: int = LARGEST_N_SIDE) -> Tensor:
+    """a_l = (Phi_l^H Phi_l + alpha I_N)^{-1} Phi_l^H y_l, solved on the N side.
+
+    Above ``largest`` elements on the M side, a_l = Phi_l^H (Phi_l Phi_l^H + alpha I_M)^{-1} y_l:
+    the same in complex128, where N x N solves would take longer than all the timing.
+    """
     phi = (h if h.dim() == 4 else h.unsqueeze(1)) * codes.unsqueeze(-2)
-    identity = torch.eye(phi.shape[-1], dtype=phi.dtype, device=phi.device)
-    system = phi.mH @ phi + ALPHA * identity
-    factor = torch.linalg.cholesky(system)
-    return torch.cholesky_solve(phi.mH @ y.unsqueeze(-1), factor).squeeze(-1)
+    if phi.shape[-1] > largest:
+        z = _loaded_solve(phi @ phi.mH, y)
+        return (phi.mH @ z.unsqueeze(-1)).squeeze(-1)
+    return _loaded_solve(phi.mH @ phi, (phi.mH @ y.unsqueeze(-1)).squeeze(-1))
 
 
 def oracle_covariance(y: Tensor, h: Tensor, codes: Tensor) -> Tensor:

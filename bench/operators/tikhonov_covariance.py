@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 import riskernels
 from bench.operators import _tikhonov as tikhonov
 from bench.operators._calls import oracle_by_scenes, torch_call
-from bench.registry import Case, Cost, Inputs, Operator, Outputs
+from bench.registry import Case, Cost, Inputs, Operator, Outputs, reshape
 
 NAME = "tikhonov_covariance"
 
@@ -54,21 +56,33 @@ def _cost(case: Case) -> Cost:
     )
 
 
+FORWARD = Case(NAME, "forward", "forward, shared H, unit modulus", tikhonov.DEFAULT)
+GRADIENT = Case(
+    NAME,
+    "gradient",
+    "forward + backward to y, h, codes",
+    tikhonov.DEFAULT,
+    gradients=tikhonov.ARGUMENTS,
+)
+
+
+def _small(case: Case, b: int) -> Case:
+    return replace(case, sizes={**tikhonov.SMALL, "B": b})
+
+
 OPERATOR = Operator(
     name=NAME,
     cases=(
-        Case(NAME, "forward", "forward, shared H, unit modulus", tikhonov.DEFAULT),
+        FORWARD,
         Case(NAME, "forward-varying-modulus", "forward, varying modulus", tikhonov.DEFAULT),
         Case(NAME, "forward-per-snapshot", "forward, one H per snapshot", tikhonov.DEFAULT),
-        Case(
-            NAME,
-            "gradient",
-            "forward + backward to y, h, codes",
-            tikhonov.DEFAULT,
-            gradients=tikhonov.ARGUMENTS,
-        ),
-        Case(NAME, "forward", "forward, shared H, unit modulus", tikhonov.SMALL),
-        Case(NAME, "forward", "forward, shared H, unit modulus", {**tikhonov.DEFAULT, "B": 1}),
+        GRADIENT,
+        reshape(FORWARD, "B=1"),
+        reshape(GRADIENT, "B=1"),
+        *(_small(FORWARD, b) for b in (1, 64, 1024)),
+        _small(GRADIENT, 64),
+        replace(FORWARD, sizes=tikhonov.LARGE),
+        replace(GRADIENT, sizes=tikhonov.LARGE),
     ),
     outputs=("covariance",),
     inputs=_inputs,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from bench.operators._tikhonov import LARGEST_N_SIDE
 from bench.registry import Case
 
 
@@ -14,8 +15,9 @@ def serves(case: Case) -> bool:
     return case.operator in ("tikhonov_covariance", "tikhonov_snapshots")
 
 
-def serves_forward(case: Case) -> bool:
-    return serves(case) and not case.gradients
+def serves_n_side(case: Case) -> bool:
+    """Forward alone, and where an N x N solve for each snapshot does not take minutes."""
+    return serves(case) and not case.gradients and case.sizes["N"] <= LARGEST_N_SIDE
 
 
 def effective_channel(h: Tensor, codes: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 
 Threads: XLA sizes its pool from the affinity of the process, which is set before JAX is imported.
 On a GPU the arrays are PyTorch's own memory, and calls are queued as PyTorch's are: ``finish``
-waits for the last one. JAX's gradient of a real function is the conjugate of PyTorch's, hence the
-conjugations.
+waits for the last one. Arguments are not donated: the caller still needs them. JAX's gradient of a
+real function is the conjugate of PyTorch's, hence the conjugations.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from bench.operators._tikhonov import ALPHA
-from bench.peers._tikhonov import serves_forward
+from bench.peers._tikhonov import serves_n_side
 from bench.registry import Case, Inputs, Peer
 
 
@@ -41,7 +41,7 @@ PEERS = (
     Peer(
         name="naive_loop",
         title="Python loop of N x N solves",
-        serves=serves_forward,
+        serves=serves_n_side,
         prepare=prepare,
         tolerance=5e-2,
         scenes=2,

@@ -120,7 +120,7 @@ PEERS = (
         tolerance=1e-5,
         measure_memory=True,
     ),
-    Peer(*_DENSE, _only_matrices, _prepare_terms, measure_memory=True),
+    Peer(*_DENSE, _only_matrices, _prepare_terms, scenes=16, measure_memory=True),
     Peer(
         *_DENSE,
         _with_spectrum,

@@ -62,9 +62,19 @@ def _plain(case: Case) -> bool:
     return covariance.serves(case) and not _composed(case) and not covariance.decomposes(case)
 
 
+def _dense(case: Case) -> bool:
+    return case.operator == covariance_loss.NAME and case.sizes["N"] <= 144
+
+
+def _dense_large(case: Case) -> bool:
+    return case.operator == covariance_loss.NAME and case.sizes["N"] > 144
+
+
 def _composed(case: Case) -> bool:
     return case.operator in ("covariance_loss", "factored_terms")
 
+
+_DENSE = ("torch_eager_dense", "PyTorch eager, dense, push-through")
 
 PEERS = (
     Peer("torch_eager", "PyTorch eager", _plain, _prepare),
@@ -90,12 +100,7 @@ PEERS = (
         capturable=False,
         measure_memory=True,
     ),
-    Peer(
-        "torch_eager_dense",
-        "PyTorch eager, dense, push-through",
-        lambda case: case.operator == covariance_loss.NAME,
-        _prepare_dense,
-        capturable=False,
-        measure_memory=True,
-    ),
+    Peer(*_DENSE, _dense, _prepare_dense, capturable=False, measure_memory=True),
+    # Seconds a call for all scenes, and linear in them.
+    Peer(*_DENSE, _dense_large, _prepare_dense, scenes=16, capturable=False, measure_memory=True),
 )

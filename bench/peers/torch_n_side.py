@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.operators._calls import torch_call
 from bench.operators._tikhonov import ALPHA, ARGUMENTS
-from bench.peers._tikhonov import covariance, effective_channel, serves_forward
+from bench.peers._tikhonov import covariance, effective_channel, serves_n_side
 from bench.registry import Case, Inputs, Peer
 
 
@@ -32,7 +32,7 @@ PEERS = (
     Peer(
         name="torch_n_side",
         title="PyTorch, N x N solves",
-        serves=serves_forward,
+        serves=serves_n_side,
         prepare=prepare,
         tolerance=5e-2,
         scenes=8,

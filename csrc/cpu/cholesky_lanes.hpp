@@ -5,6 +5,7 @@
 // The factor is stored as [M, M] vectors, lower triangle, with the *reciprocals* of the diagonal.
 #pragma once
 
+#include "hermitian_tiles.hpp"
 #include "panel.hpp"
 
 namespace riskernels::RISKERNELS_ISA {
@@ -102,41 +103,57 @@ inline void cholesky_lanes(int64_t m, Planar<T> s, const T* loadings) {
   }
 }
 
-// In place: z (rows m, one vector of lanes) -> S^{-1} z. With `Shared`, every lane uses lane 0 of
-// the factor.
-template <typename T, bool Shared>
+// In place: z (rows m, V vectors of lanes) -> S^{-1} z. With `Shared`, every lane uses lane 0 of
+// the factor. Each product has an accumulator of its own: the sums would else wait for each other.
+template <typename T, bool Shared, int V>
 inline void solve_lanes(int64_t m, Planar<const T> factor, Planar<T> z) {
   using S = Simd<T>;
-  const auto entry = [](const T* p) { return Shared ? S::splat(*p) : S::load(p); };
-  for (int64_t i = 0; i < m; ++i) {
-    auto re = S::load(z.re + i * z.row), im = S::load(z.im + i * z.row);
-    for (int64_t j = 0; j < i; ++j) {
-      const auto f = factor.at(i, j);
-      const auto f_re = entry(f.re), f_im = entry(f.im);
-      const auto x_re = S::load(z.re + j * z.row), x_im = S::load(z.im + j * z.row);
-      re -= f_re * x_re;
-      im -= f_re * x_im;
-      re += f_im * x_im;
-      im -= f_im * x_re;
+  struct Sum {
+    typename S::V re, im, crossed_re, crossed_im;
+  };
+  const auto entry = [](const T* p, int v) {
+    return Shared ? S::splat(*p) : S::load(p + v * S::W);
+  };
+  const auto begin = [&](int64_t i, Sum(&sum)[V]) RISKERNELS_INLINE_LAMBDA {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      const auto at = z.at(i, v * S::W);
+      sum[v] = {S::load(at.re), S::load(at.im), typename S::V{}, typename S::V{}};
     }
-    const auto inverse = entry(factor.at(i, i).re);
-    S::store(z.re + i * z.row, re * inverse);
-    S::store(z.im + i * z.row, im * inverse);
+  };
+  // Takes f z_j, or conj(f) z_j once the sign of `crossed` is turned, from the sum.
+  const auto take = [&](Planar<const T> f, int64_t j, Sum(&sum)[V]) RISKERNELS_INLINE_LAMBDA {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      const auto x = z.at(j, v * S::W);
+      const auto f_re = entry(f.re, v), f_im = entry(f.im, v);
+      const auto x_re = S::load(x.re), x_im = S::load(x.im);
+      sum[v].re -= f_re * x_re;
+      sum[v].im -= f_re * x_im;
+      sum[v].crossed_re += f_im * x_im;
+      sum[v].crossed_im -= f_im * x_re;
+    }
+  };
+  const auto finish = [&](int64_t i, const Sum(&sum)[V], T sign) RISKERNELS_INLINE_LAMBDA {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      const auto inverse = entry(factor.at(i, i).re, v);
+      const auto at = z.at(i, v * S::W);
+      S::store(at.re, (sum[v].re + sign * sum[v].crossed_re) * inverse);
+      S::store(at.im, (sum[v].im + sign * sum[v].crossed_im) * inverse);
+    }
+  };
+  for (int64_t i = 0; i < m; ++i) {
+    Sum sum[V];
+    begin(i, sum);
+    for (int64_t j = 0; j < i; ++j) take(factor.at(i, j), j, sum);
+    finish(i, sum, T(1));
   }
   for (int64_t i = m - 1; i >= 0; --i) {
-    auto re = S::load(z.re + i * z.row), im = S::load(z.im + i * z.row);
-    for (int64_t j = i + 1; j < m; ++j) {
-      const auto f = factor.at(j, i);
-      const auto f_re = entry(f.re), f_im = entry(f.im);
-      const auto x_re = S::load(z.re + j * z.row), x_im = S::load(z.im + j * z.row);
-      re -= f_re * x_re;
-      im -= f_re * x_im;
-      re -= f_im * x_im;
-      im += f_im * x_re;
-    }
-    const auto inverse = entry(factor.at(i, i).re);
-    S::store(z.re + i * z.row, re * inverse);
-    S::store(z.im + i * z.row, im * inverse);
+    Sum sum[V];
+    begin(i, sum);
+    for (int64_t j = i + 1; j < m; ++j) take(factor.at(j, i), j, sum);
+    finish(i, sum, T(-1));
   }
 }
 

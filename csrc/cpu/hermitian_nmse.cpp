@@ -8,6 +8,7 @@
 #include "../common/nmse_inputs.hpp"
 #include "../common/outputs.hpp"
 #include "kernels.hpp"
+#include "nmse_blocks.hpp"
 #include "ranges.hpp"
 
 namespace riskernels {
@@ -25,9 +26,19 @@ std::tuple<Tensor, Tensor> forward(const Tensor& estimate, const Tensor& target,
     const auto problem = nmse_problem<T>(estimate, target, mask, lam_diag, lam_off, eps);
     T* const nmse_data = mutable_real_pointer<T>(nmse);
     T* const sums_data = mutable_real_pointer<T>(sums);
-    for_each_range(scenes, [&](int64_t begin, int64_t end) {
-      RISKERNELS_RUN(hermitian_nmse_forward, problem, nmse_data, sums_data, begin, end);
+    const int64_t blocks = nmse_blocks(problem.elements);
+    if (blocks == 1 || scenes >= static_cast<int64_t>(torch::stable::get_num_threads())) {
+      for_each_range(scenes, [&](int64_t begin, int64_t end) {
+        RISKERNELS_RUN(hermitian_nmse_forward, problem, nmse_data, sums_data, begin, end);
+      });
+      return;
+    }
+    Tensor block_sums = new_output(estimate, {scenes, blocks, 4}, ScalarType::Double);
+    double* const data = mutable_real_pointer<double>(block_sums);
+    for_each_range(scenes * blocks, [&](int64_t begin, int64_t end) {
+      RISKERNELS_RUN(hermitian_nmse_blocks, problem, data, begin, end);
     });
+    RISKERNELS_RUN(hermitian_nmse_finish, problem, data, nmse_data, sums_data, 0, scenes);
   };
   real == ScalarType::Float ? run(float{}) : run(double{});
   return {nmse, sums};
@@ -54,7 +65,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& estimate,
     const int64_t grad_stride = grad.stride(0);
     T* const ge = need_estimate ? mutable_real_pointer<T>(grad_estimate) : nullptr;
     T* const gt = need_target ? mutable_real_pointer<T>(grad_target) : nullptr;
-    for_each_range(scenes, [&](int64_t begin, int64_t end) {
+    for_each_range(scenes * nmse_blocks(problem.elements), [&](int64_t begin, int64_t end) {
       RISKERNELS_RUN(hermitian_nmse_backward, problem, grad_data, grad_stride, sums_data, ge, gt,
                      begin, end);
     });

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The three complex products that every Tikhonov kernel is made of, on planar (split re/im) data.
+// Complex products with a conjugated second factor, on planar (split re/im) data.
 // kRows rows are held in registers at a time: 2 kRows accumulators leave room for the operands
 // among 16 vector registers, and hide the latency of the multiply-adds.
 #pragma once
@@ -136,38 +136,6 @@ inline void dot_conj(int64_t rows, int64_t depth, const T* a_re, const T* a_im, 
   for_row_blocks(rows, [&](auto size, int64_t j) {
     dot_conj_block<T, decltype(size)::value>(depth, a_re, a_im, b.at(j, 0), c_re + j * c_step,
                                              c_im + j * c_step, c_step);
-  });
-}
-
-template <typename T, int R>
-RISKERNELS_INLINE void gemm_weights_block(int64_t depth, Planar<const T> a, const T* weights,
-                                          int64_t weights_row, Planar<T> c) {
-  using S = Simd<T>;
-  typename S::V re[R], im[R];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) re[r] = im[r] = typename S::V{};
-  for (int64_t k = 0; k < depth; ++k) {
-    const auto w = S::load(weights + k * weights_row);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      re[r] += S::splat(a.re[r * a.row + k]) * w;
-      im[r] += S::splat(a.im[r * a.row + k]) * w;
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    S::store(c.re + r * c.row, re[r]);
-    S::store(c.im + r * c.row, im[r]);
-  }
-}
-
-// c(i, lane) = sum_k a(i, k) weights(k, lane) with real weights, for one vector of lanes.
-template <typename T>
-inline void gemm_weights(int64_t rows, int64_t depth, Planar<const T> a, const T* weights,
-                         int64_t weights_row, Planar<T> c) {
-  for_row_blocks(rows, [&](auto size, int64_t i) {
-    gemm_weights_block<T, decltype(size)::value>(depth, a.at(i, 0), weights, weights_row,
-                                                 c.at(i, 0));
   });
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scenes on torch's own thread pool.
+// Tasks on torch's own thread pool.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -10,14 +10,15 @@
 
 namespace riskernels {
 
-// A scene is a task: work inside one is never split, so the result does not depend on the number
-// of threads. An exception cannot cross torch's C callback, so the first one is carried around it.
+// Calls f with ranges of [0, tasks). No sum is ever divided between tasks, so the result does not
+// depend on the number of threads. An exception cannot cross torch's C callback, so the first one
+// is carried around it.
 template <typename F>
-void for_each_range(int64_t scenes, const F& f) {
-  if (scenes == 0) return;
+void for_each_range(int64_t tasks, const F& f) {
+  if (tasks == 0) return;
   std::exception_ptr error;
   std::mutex guard;
-  torch::stable::parallel_for(0, scenes, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     try {
       f(begin, end);
     } catch (...) {
@@ -26,6 +27,11 @@ void for_each_range(int64_t scenes, const F& f) {
     }
   });
   if (error) std::rethrow_exception(error);
+}
+
+// Whether one task a scene would leave threads idle.
+inline bool fewer_than_threads(int64_t scenes) {
+  return scenes < static_cast<int64_t>(torch::stable::get_num_threads());
 }
 
 }  // namespace riskernels

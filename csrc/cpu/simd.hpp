@@ -55,7 +55,51 @@ struct Simd {
     interleave_(re, im, a, b, std::make_integer_sequence<Int, W>());
   }
 
+  // Lane order: the order of elements in which re and im are interleaved by one unpacking
+  // instruction each, which works within blocks of 16 bytes. In a vector of 8 floats it is
+  // 0 1 4 5 2 3 6 7; in a vector of 16 bytes it is the natural order.
+  static constexpr int position_in_lane_order(int element) {
+    const int half = element / (W / 2), pair = element % (W / 2);
+    return pair / (kBlock / 2) * kBlock + half * (kBlock / 2) + pair % (kBlock / 2);
+  }
+  static RISKERNELS_INLINE V to_lane_order(V v) {
+    return permute_(v, std::make_integer_sequence<Int, W>());
+  }
+  static RISKERNELS_INLINE void interleave_lane_order(V re, V im, V& a, V& b) {
+    unpack_(re, im, a, b, std::make_integer_sequence<Int, W>());
+  }
+
+  // A store past the caches, where the instruction set has one; p is aligned to the vector.
+  static RISKERNELS_INLINE void stream(T* p, V v) {
+#if RISKERNELS_VECTOR_BYTES > 16 && defined(__clang__)
+    __builtin_nontemporal_store(v, reinterpret_cast<V*>(p));
+#elif RISKERNELS_VECTOR_BYTES == 64 && defined(__AVX512F__)
+    asm("vmovntps %1, %0" : "=m"(*reinterpret_cast<Unaligned*>(p)) : "v"(v));
+#elif RISKERNELS_VECTOR_BYTES == 32 && defined(__AVX__)
+    asm("vmovntps %1, %0" : "=m"(*reinterpret_cast<Unaligned*>(p)) : "x"(v));
+#else
+    store(p, v);
+#endif
+  }
+  // Orders streamed stores before all later ones: due before another thread may read them.
+  static RISKERNELS_INLINE void stream_fence() {
+#if defined(__x86_64__)
+    asm volatile("sfence" ::: "memory");
+#endif
+  }
+
  private:
+  static constexpr int kBlock = 16 / sizeof(T);
+  // The element at a position of lane order.
+  static constexpr Int element_in_lane_order(int position) {
+    const int block = position / kBlock, in_block = position % kBlock;
+    return in_block / (kBlock / 2) * (W / 2) + block * (kBlock / 2) + in_block % (kBlock / 2);
+  }
+  // Source lane of unpacked lane k: re and im (from W on) alternate, from the low or high half of
+  // each block.
+  static constexpr Int unpacked(int k, int high) {
+    return k / kBlock * kBlock + high * (kBlock / 2) + k % kBlock / 2 + k % 2 * W;
+  }
   template <Int... K>
   static RISKERNELS_INLINE V splat_(T s, std::integer_sequence<Int, K...>) {
     return V{(static_cast<void>(K), s)...};
@@ -78,6 +122,15 @@ struct Simd {
     a = __builtin_shufflevector(re, im, (K / 2 + (K % 2) * W)...);
     b = __builtin_shufflevector(re, im, (W / 2 + K / 2 + (K % 2) * W)...);
   }
+  template <Int... K>
+  static RISKERNELS_INLINE V permute_(V v, std::integer_sequence<Int, K...>) {
+    return __builtin_shufflevector(v, v, (element_in_lane_order(K))...);
+  }
+  template <Int... K>
+  static RISKERNELS_INLINE void unpack_(V re, V im, V& a, V& b, std::integer_sequence<Int, K...>) {
+    a = __builtin_shufflevector(re, im, (unpacked(K, 0))...);
+    b = __builtin_shufflevector(re, im, (unpacked(K, 1))...);
+  }
 #else
   template <Int... K>
   static RISKERNELS_INLINE void deinterleave_(V a, V b, V& re, V& im,
@@ -90,6 +143,15 @@ struct Simd {
                                             std::integer_sequence<Int, K...>) {
     a = __builtin_shuffle(re, im, I{(K / 2 + (K % 2) * W)...});
     b = __builtin_shuffle(re, im, I{(W / 2 + K / 2 + (K % 2) * W)...});
+  }
+  template <Int... K>
+  static RISKERNELS_INLINE V permute_(V v, std::integer_sequence<Int, K...>) {
+    return __builtin_shuffle(v, I{(element_in_lane_order(K))...});
+  }
+  template <Int... K>
+  static RISKERNELS_INLINE void unpack_(V re, V im, V& a, V& b, std::integer_sequence<Int, K...>) {
+    a = __builtin_shuffle(re, im, I{(unpacked(K, 0))...});
+    b = __builtin_shuffle(re, im, I{(unpacked(K, 1))...});
   }
 #endif
 };
@@ -109,6 +171,15 @@ RISKERNELS_INLINE void load_row(const T* row, int64_t stride, int64_t n, T* re, 
       S::deinterleave(S::load(row + 2 * i), S::load(row + 2 * i + S::W), a, b);
       S::store(re + i, a);
       S::store(im + i, b);
+    }
+    // The last vector overlaps the one before it rather than leaving single elements.
+    if (i < n && n >= S::W) {
+      i = n - S::W;
+      typename S::V a, b;
+      S::deinterleave(S::load(row + 2 * i), S::load(row + 2 * i + S::W), a, b);
+      S::store(re + i, a);
+      S::store(im + i, b);
+      i = n;
     }
   }
   for (; i < n; ++i) {

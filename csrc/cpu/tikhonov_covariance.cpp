@@ -7,9 +7,19 @@
 #include "../common/tikhonov_inputs.hpp"
 #include "kernels.hpp"
 #include "ranges.hpp"
+#include "scratch.hpp"
 
 namespace riskernels {
 namespace {
+
+// Complex products L N^2 of a scene from which on a second division among the threads costs less
+// than it saves.
+constexpr int64_t kWorthSharing = int64_t(1) << 17;
+
+// Outputs larger than that, several times the second-level cache of a core, go past the caches:
+// their lines would else be fetched only to be overwritten. Reading them afterwards takes no
+// longer.
+constexpr int64_t kStreamBytes = int64_t(4) << 20;
 
 Tensor covariance(const Tensor& y, const Tensor& h, const Tensor& codes, double alpha,
                   bool relative, bool center) {
@@ -19,8 +29,22 @@ Tensor covariance(const Tensor& y, const Tensor& h, const Tensor& codes, double 
   const auto run = [&]<typename T>(T) {
     const auto problem = tikhonov_problem<T>(y, h, codes, alpha, relative, center);
     T* const data = mutable_real_pointer<T>(out);
+    const bool stream = problem.scenes * n * n * 2 * int64_t(sizeof(T)) > kStreamBytes;
+    if (!fewer_than_threads(problem.scenes) || problem.snapshots * n * n < kWorthSharing) {
+      for_each_range(problem.scenes, [&](int64_t begin, int64_t end) {
+        RISKERNELS_RUN(tikhonov_covariance, problem, data, stream, begin, end);
+      });
+      return;
+    }
+    PackedEstimates estimates;
+    RISKERNELS_RUN(packed_estimates, problem, estimates);
+    T* const packed = static_cast<T*>(
+        shared_scratch(static_cast<std::size_t>(problem.scenes * estimates.size) * sizeof(T)));
     for_each_range(problem.scenes, [&](int64_t begin, int64_t end) {
-      RISKERNELS_RUN(tikhonov_covariance, problem, data, begin, end);
+      RISKERNELS_RUN(pack_estimates, problem, packed, begin, end);
+    });
+    for_each_range(problem.scenes * estimates.shares, [&](int64_t begin, int64_t end) {
+      RISKERNELS_RUN(outer_products, problem, packed, data, stream, begin, end);
     });
   };
   y.scalar_type() == ScalarType::ComplexFloat ? run(float{}) : run(double{});

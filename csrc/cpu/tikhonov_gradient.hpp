@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// From dL/da_l of one scene to the gradients of its inputs. With w_l = S_l^{-1} Phi_l g_l and
-// q_l = g_l - Phi_l^H w_l: dL/dy_l = w_l, dL/dPhi_l = z_l q_l^H - w_l a_l^H (see the reference).
+// From g_l = dL/da_l of one scene to the gradients of its inputs. With x_l = H^H z_l,
+// w_l = S_l^{-1} Phi_l g_l and v_l = H^H w_l:
+//   dL/dy = w
+//   dL/dc = conj(g) x - 2 c Re(conj(v) x)
+//   dL/dH = sum_l z_l t_l^H - w_l s_l^H, t = c g - |c|^2 v, s = |c|^2 x = c a
+// which is dL/dPhi_l = z_l q_l^H - w_l a_l^H with q_l = g_l - Phi_l^H w_l (see the reference), put
+// into the products with c_l.
 #pragma once
 
+#include "gauss_products.hpp"
 #include "tikhonov_scene.hpp"
 
 namespace riskernels::RISKERNELS_ISA {
@@ -16,53 +22,123 @@ class TikhonovGradient {
   TikhonovGradient(TikhonovScene<T>& scene, Carver& carver)
       : grad_a(take_planar<T>(carver, scene.snapshots, scene.n_pad)),
         s(scene),
-        u_(take_planar<T>(carver, scene.snapshots, scene.n_pad)),
-        v_(take_planar<T>(carver, scene.snapshots, scene.n_pad)),
+        by_element_(take_planar<T>(carver, scene.n_pad, scene.l_pad)),
+        by_element_sum_(carver.take<T>(scene.n_pad * scene.l_pad)),
         w_(take_planar<T>(carver, scene.m, scene.l_pad)),
-        row_(take_planar<T>(carver, scene.m, scene.n_pad)),
-        element_energy_(carver.take<T>(scene.n_pad)),
-        loading_term_(carver.take<T>(scene.l_pad)) {}
+        h_sum_(carver.take<T>(scene.m * scene.n_pad)),
+        h_difference_(carver.take<T>(scene.m * scene.n_pad)),
+        zw_(take_planar<T>(carver, scene.m, 2 * scene.snapshots)),
+        zw_sum_(carver.take<T>(scene.m * 2 * scene.snapshots)),
+        zw_difference_(carver.take<T>(scene.m * 2 * scene.snapshots)),
+        panel_(take_planar<T>(carver, 2 * scene.snapshots, kPanel)),
+        panel_difference_(carver.take<T>(2 * scene.snapshots * kPanel)),
+        channel_(take_planar<T>(carver, scene.m, kPanel)),
+        loading_term_(carver.take<T>(scene.snapshots)) {}
+
+  // Snapshots in the vector lanes: element (n, l) of f(l, n, re, im), which gives one vector of
+  // elements of snapshot l, to a right factor [n_pad, l_pad].
+  template <typename F>
+  RISKERNELS_INLINE RightPlanes<T> by_element(const F& f) const {
+    for (int64_t l = 0; l < s.l_pad; l += W)
+      for (int64_t i = 0; i < s.n_pad; i += W) {
+        typename S::V re[W], im[W];
+#pragma GCC unroll 16
+        for (int r = 0; r < W; ++r) {
+          re[r] = im[r] = typename S::V{};
+          if (l + r < s.snapshots) f((l + r) * s.n_pad + i, re[r], im[r]);
+        }
+        transpose_vectors<T>(re);
+        transpose_vectors<T>(im);
+#pragma GCC unroll 16
+        for (int r = 0; r < W; ++r) {
+          const int64_t to = (i + r) * s.l_pad + l;
+          S::store(by_element_.re + to, re[r]);
+          S::store(by_element_.im + to, im[r]);
+          S::store(by_element_sum_ + to, re[r] + im[r]);
+        }
+      }
+    return {by_element_.re, by_element_.im, by_element_sum_, s.l_pad};
+  }
+
+  // grad_a from its transpose [n_pad, l_pad].
+  void take_by_element(const Planar<T>& from) const {
+    const auto transpose = [this](const T* source, T* target) {
+      for (int64_t i = 0; i < s.n_pad; i += W)
+        for (int64_t l = 0; l < s.l_pad; l += W) {
+          typename S::V rows[W];
+#pragma GCC unroll 16
+          for (int r = 0; r < W; ++r) rows[r] = S::load(source + (i + r) * s.l_pad + l);
+          transpose_vectors<T>(rows);
+#pragma GCC unroll 16
+          for (int r = 0; r < W; ++r)
+            if (l + r < s.snapshots) S::store(target + (l + r) * s.n_pad + i, rows[r]);
+        }
+    };
+    transpose(from.re, grad_a.re);
+    transpose(from.im, grad_a.im);
+  }
 
   // Uses grad_a and the estimate of scene b.
   void finish(int64_t b, const TikhonovGradients<T>& out) {
-    const auto& p = s.p;
     project();
     s.solve(w_);
     if (out.y != nullptr) write_y(out.y + 2 * b * s.snapshots * s.m);
     if (out.h == nullptr && out.codes == nullptr) return;
     relative_terms();
-    s.back_project(w_, v_);  // v = H^H w, before the codes
-    form_q();                // grad_a becomes q = g - conj(c) v
-    if (out.codes != nullptr) write_codes(out.codes + 2 * b * s.snapshots * s.n);
-    if (out.h != nullptr) {
-      const int64_t size = p.h_per_snapshot ? s.snapshots * s.m * s.n : s.m * s.n;
-      write_h(out.h + 2 * b * size);
-    }
-  }
-
-  const Planar<T> grad_a;  // [L, n_pad] dL/da, filled by the caller
-
- private:
-  // w(m, l) = sum_n H(m, n) conj(u(l, n)), u = conj(c g): Phi g, ready for the solve.
-  void project() {
-    for (int64_t i = 0; i < s.snapshots * s.n_pad; i += W) {
-      const auto c_re = S::load(s.codes.re + i), c_im = S::load(s.codes.im + i);
-      const auto g_re = S::load(grad_a.re + i), g_im = S::load(grad_a.im + i);
-      S::store(u_.re + i, c_re * g_re - c_im * g_im);
-      S::store(u_.im + i, -(c_re * g_im + c_im * g_re));
-    }
-    for (int64_t i = 0; i < s.m * s.l_pad; ++i) w_.re[i] = w_.im[i] = T(0);
+    pack_solutions();
+    T* const codes = out.codes == nullptr ? nullptr : out.codes + 2 * b * s.snapshots * s.n;
     if (!s.p.h_per_snapshot) {
-      for (int64_t i = 0; i < s.m; ++i)
-        dot_conj<T>(s.snapshots, s.n_pad, s.h.re + i * s.n_pad, s.h.im + i * s.n_pad, view(u_),
-                    w_.re + i * s.l_pad, w_.im + i * s.l_pad, 1);
+      write(0, s.snapshots, out.h == nullptr ? nullptr : out.h + 2 * b * s.m * s.n, codes);
       return;
     }
     for (int64_t l = 0; l < s.snapshots; ++l) {
       s.load_channel(l);
-      for (int64_t i = 0; i < s.m; ++i)
-        dot_conj<T>(1, s.n_pad, s.h.re + i * s.n_pad, s.h.im + i * s.n_pad, view(u_.at(l, 0)),
-                    w_.re + i * s.l_pad + l, w_.im + i * s.l_pad + l, 1);
+      combine_channel();
+      T* const h = out.h == nullptr ? nullptr : out.h + 2 * (b * s.snapshots + l) * s.m * s.n;
+      write(l, 1, h, codes);
+    }
+  }
+
+  const Planar<T> grad_a;  // [L, n_pad] dL/da, filled by the caller; 0 from column N on
+
+ private:
+  static constexpr int64_t kPanel = TikhonovScene<T>::kTile;  // 3 W columns at a time
+
+  // w = Phi g, ready for the solve.
+  void project() {
+    const auto scaled = [this](int64_t i, auto& re, auto& im) RISKERNELS_INLINE_LAMBDA {
+      const auto c_re = S::load(s.codes.re + i), c_im = S::load(s.codes.im + i);
+      const auto g_re = S::load(grad_a.re + i), g_im = S::load(grad_a.im + i);
+      re = c_re * g_re - c_im * g_im;
+      im = c_re * g_im + c_im * g_re;
+    };
+    if (!s.p.h_per_snapshot) {
+      combine_channel();
+      const LeftPlanes<T> h{s.h.re, h_sum_, h_difference_, s.n_pad, 1};
+      gauss_product<Conjugate::none>(s.m, s.l_pad / W, s.n, h, by_element(scaled), w_);
+      return;
+    }
+    for (int64_t i = 0; i < s.m * s.l_pad; ++i) w_.re[i] = w_.im[i] = T(0);
+    for (int64_t l = 0; l < s.snapshots; ++l) {
+      s.load_channel(l);
+      for (int64_t i = 0; i < s.n_pad; i += W) {
+        typename S::V re, im;
+        scaled(l * s.n_pad + i, re, im);
+        S::store(by_element_.re + i, re);
+        S::store(by_element_.im + i, -im);
+      }
+      const auto w = w_.at(0, l);
+      dot_conj<T>(s.m, s.n_pad, by_element_.re, by_element_.im, view(s.h), w.re, w.im, s.l_pad);
+      for (int64_t i = 0; i < s.m; ++i) w.im[i * s.l_pad] = -w.im[i * s.l_pad];
+    }
+  }
+
+  // The planes of H that products of three multiplications need beside its parts.
+  void combine_channel() const {
+    for (int64_t i = 0; i < s.m * s.n_pad; i += W) {
+      const auto re = S::load(s.h.re + i), im = S::load(s.h.im + i);
+      S::store(h_sum_ + i, re + im);
+      S::store(h_difference_ + i, re - im);
     }
   }
 
@@ -77,15 +153,6 @@ class TikhonovGradient {
     }
   }
 
-  void form_q() {
-    for (int64_t i = 0; i < s.snapshots * s.n_pad; i += W) {
-      const auto c_re = S::load(s.codes.re + i), c_im = S::load(s.codes.im + i);
-      const auto v_re = S::load(v_.re + i), v_im = S::load(v_.im + i);
-      S::store(grad_a.re + i, S::load(grad_a.re + i) - (v_re * c_re + v_im * c_im));
-      S::store(grad_a.im + i, S::load(grad_a.im + i) - (v_im * c_re - v_re * c_im));
-    }
-  }
-
   void write_y(T* out) const {
     for (int64_t l = 0; l < s.snapshots; ++l)
       for (int64_t i = 0; i < s.m; ++i) {
@@ -94,106 +161,144 @@ class TikhonovGradient {
       }
   }
 
-  // dL/dc = conj(q) x - conj(a) v (+ the loading term), with x = H^H z and v = H^H w.
-  void write_codes(T* out) {
-    s.back_project(s.z, u_);
-    if (!s.p.h_per_snapshot) channel_energy();
-    for (int64_t l = 0; l < s.snapshots; ++l) {
-      if (s.p.h_per_snapshot) {
-        s.load_channel(l);
-        channel_energy();
+  // Columns z_0 w_0 z_1 w_1 ... of one left factor [M, 2 L].
+  void pack_solutions() const {
+    const auto put = [this](const Planar<T>& from, int64_t i, int64_t l, int64_t to) {
+      const T re = from.re[i * s.l_pad + l], im = from.im[i * s.l_pad + l];
+      zw_.re[to] = re;
+      zw_sum_[to] = re + im;
+      zw_difference_[to] = re - im;
+    };
+    for (int64_t i = 0; i < s.m; ++i)
+      for (int64_t l = 0; l < s.snapshots; ++l) {
+        put(s.z, i, l, i * zw_.row + 2 * l);
+        put(w_, i, l, i * zw_.row + 2 * l + 1);
       }
-      const auto q = grad_a.at(l, 0), x = u_.at(l, 0), v = v_.at(l, 0), a = s.a.at(l, 0),
-                 c = s.codes.at(l, 0);
+  }
+
+  // Gradients to the codes of `count` snapshots from `first` on, which share the channel in s.h,
+  // and to that channel; a panel of columns at a time, which stays in the first-level cache.
+  void write(int64_t first, int64_t count, T* h, T* codes) {
+    const LeftPlanes<T> zw =
+        LeftPlanes<T>{zw_.re, zw_sum_, zw_difference_, zw_.row, 1}.at(0, 2 * first);
+    const LeftPlanes<T> by_solution{zw.re, zw.sum, zw.difference, 1, zw_.row};
+    const RightPlanes<T> right{panel_.re, panel_.im, panel_difference_, kPanel};
+    for (int64_t i = 0; i < s.n_pad; i += kPanel) {
+      const int64_t columns = s.n - i < kPanel ? s.n - i : kPanel;
+      const RightPlanes<T> channel{s.h.re + i, s.h.im + i, h_difference_ + i, s.n_pad};
+      if (codes != nullptr) {
+        gauss_product<Conjugate::right>(2 * count, 3, s.m, by_solution, channel, panel_);
+        channel_energy(i);
+        write_codes(first, count, i, columns, codes);
+      } else {
+        auto v = panel_.at(1, 0);
+        v.row = 2 * kPanel;
+        const LeftPlanes<T> by_w{zw.re + 1, zw.sum + 1, zw.difference + 1, 2, zw_.row};
+        gauss_product<Conjugate::right>(count, 3, s.m, by_w, channel, v);
+      }
+      if (h == nullptr) continue;
+      form_factors(first, count, i);
+      gauss_product<Conjugate::right>(s.m, 3, 2 * count, zw, right, channel_);
+      if (s.p.relative) add_loading(first, count, i);
+      for (int64_t r = 0; r < s.m; ++r) {
+        const auto row = channel_.at(r, 0);
+        store_row(h + 2 * (r * s.n + i), columns, row.re, row.im);
+      }
+    }
+  }
+
+  // dL/dc of a panel that holds x_l, v_l in turn.
+  void write_codes(int64_t first, int64_t count, int64_t column, int64_t columns, T* out) const {
+    for (int64_t l = first; l < first + count; ++l) {
+      const auto x = panel_.at(2 * (l - first), 0), v = panel_.at(2 * (l - first) + 1, 0);
+      const auto g = grad_a.at(l, column), c = s.codes.at(l, column);
       const auto term = S::splat(loading_term_[l]);
-      for (int64_t i = 0; i < s.n_pad; i += W) {
-        const auto q_re = S::load(q.re + i), q_im = S::load(q.im + i);
-        const auto x_re = S::load(x.re + i), x_im = S::load(x.im + i);
-        const auto a_re = S::load(a.re + i), a_im = S::load(a.im + i);
-        const auto v_re = S::load(v.re + i), v_im = S::load(v.im + i);
-        auto re = q_re * x_re + q_im * x_im - (a_re * v_re + a_im * v_im);
-        auto im = q_re * x_im - q_im * x_re - (a_re * v_im - a_im * v_re);
-        if (s.p.relative) {
-          const auto energy = term * S::load(element_energy_ + i);
-          re += energy * S::load(c.re + i);
-          im += energy * S::load(c.im + i);
-        }
-        S::store(row_.re + i, re);
-        S::store(row_.im + i, im);
+      alignas(RISKERNELS_VECTOR_BYTES) T row_re[kPanel], row_im[kPanel];
+#pragma GCC unroll 3
+      for (int64_t k = 0; k < kPanel; k += W) {
+        const auto g_re = S::load(g.re + k), g_im = S::load(g.im + k);
+        const auto x_re = S::load(x.re + k), x_im = S::load(x.im + k);
+        const auto v_re = S::load(v.re + k), v_im = S::load(v.im + k);
+        auto real = T(-2) * (v_re * x_re + v_im * x_im);
+        if (s.p.relative) real += term * S::load(energy_ + k);
+        S::store(row_re + k, g_re * x_re + g_im * x_im + real * S::load(c.re + k));
+        S::store(row_im + k, g_re * x_im - g_im * x_re + real * S::load(c.im + k));
       }
-      store_row(out + 2 * l * s.n, s.n, row_.re, row_.im);
+      store_row(out + 2 * (l * s.n + column), columns, row_re, row_im);
     }
   }
 
-  // dL/dH = dL/dPhi conj(c), summed over the snapshots that share H. Here q and a are turned into
-  // c q and -c a, so that both terms are products with a conjugated second factor.
-  void write_h(T* out) {
-    for (int64_t i = 0; i < s.snapshots * s.n_pad; i += W) {
-      const auto c_re = S::load(s.codes.re + i), c_im = S::load(s.codes.im + i);
-      const auto q_re = S::load(grad_a.re + i), q_im = S::load(grad_a.im + i);
-      const auto a_re = S::load(s.a.re + i), a_im = S::load(s.a.im + i);
-      S::store(grad_a.re + i, c_re * q_re - c_im * q_im);
-      S::store(grad_a.im + i, c_re * q_im + c_im * q_re);
-      S::store(v_.re + i, c_im * a_im - c_re * a_re);
-      S::store(v_.im + i, -(c_re * a_im + c_im * a_re));
-    }
-    if (!s.p.h_per_snapshot) {
-      gemm_conj<T>(s.m, s.n_pad, s.snapshots, view(s.z), view(grad_a), row_);
-      gemm_conj<T>(s.m, s.n_pad, s.snapshots, view(w_), view(v_), row_, true);
-      for (int64_t i = 0; s.p.relative && i < s.n_pad; ++i) {
-        element_energy_[i] = T(0);
-        for (int64_t l = 0; l < s.snapshots; ++l)
-          element_energy_[i] += loading_term_[l] * code_energy(l, i);
+  // Turns the panel's v_l and its x_l, or where that was not needed what lies there, into
+  // t_l = c g - |c|^2 v and -s_l = -c a, in the places of z_l and w_l.
+  void form_factors(int64_t first, int64_t count, int64_t column) const {
+    for (int64_t l = first; l < first + count; ++l) {
+      const auto t = panel_.at(2 * (l - first), 0), v = panel_.at(2 * (l - first) + 1, 0);
+      T* const t_difference = panel_difference_ + 2 * (l - first) * kPanel;
+      const auto g = grad_a.at(l, column), c = s.codes.at(l, column), a = s.a.at(l, column);
+#pragma GCC unroll 3
+      for (int64_t k = 0; k < kPanel; k += W) {
+        const auto c_re = S::load(c.re + k), c_im = S::load(c.im + k);
+        const auto g_re = S::load(g.re + k), g_im = S::load(g.im + k);
+        const auto a_re = S::load(a.re + k), a_im = S::load(a.im + k);
+        const auto energy = c_re * c_re + c_im * c_im;
+        const auto t_re = c_re * g_re - c_im * g_im - energy * S::load(v.re + k);
+        const auto t_im = c_re * g_im + c_im * g_re - energy * S::load(v.im + k);
+        const auto s_re = c_im * a_im - c_re * a_re, s_im = -(c_re * a_im + c_im * a_re);
+        S::store(t.re + k, t_re);
+        S::store(t.im + k, t_im);
+        S::store(t_difference + k, t_re - t_im);
+        S::store(v.re + k, s_re);
+        S::store(v.im + k, s_im);
+        S::store(t_difference + kPanel + k, s_re - s_im);
       }
-      write_channel(out);
-      return;
-    }
-    for (int64_t l = 0; l < s.snapshots; ++l) {
-      s.load_channel(l);
-      gemm_conj<T>(s.m, s.n_pad, 1, view(s.z.at(0, l)), view(grad_a.at(l, 0)), row_);
-      gemm_conj<T>(s.m, s.n_pad, 1, view(w_.at(0, l)), view(v_.at(l, 0)), row_, true);
-      for (int64_t i = 0; s.p.relative && i < s.n_pad; ++i)
-        element_energy_[i] = loading_term_[l] * code_energy(l, i);
-      write_channel(out + 2 * l * s.m * s.n);
     }
   }
 
-  // row_ (+ H times the weights in element_energy_, where relative) to a contiguous [M, N].
-  void write_channel(T* out) {
-    for (int64_t i = 0; i < s.m; ++i) {
-      T* const re = row_.re + i * s.n_pad;
-      T* const im = row_.im + i * s.n_pad;
-      for (int64_t k = 0; s.p.relative && k < s.n_pad; ++k) {
-        re[k] += s.h.re[i * s.n_pad + k] * element_energy_[k];
-        im[k] += s.h.im[i * s.n_pad + k] * element_energy_[k];
-      }
-      store_row(out + 2 * i * s.n, s.n, re, im);
-    }
-  }
-
-  T code_energy(int64_t l, int64_t i) const {
-    const auto c = s.codes.at(l, i);
-    return *c.re * *c.re + *c.im * *c.im;
-  }
-
-  // element_energy(n) = sum_m |H(m, n)|^2
-  void channel_energy() {
-    for (int64_t k = 0; k < s.n_pad; k += W) {
+  // energy(n) = sum_m |H(m, n)|^2 of a panel; only `relative` asks for it.
+  void channel_energy(int64_t column) {
+    if (!s.p.relative) return;
+    for (int64_t k = 0; k < kPanel; k += W) {
       auto energy = typename S::V{};
       for (int64_t i = 0; i < s.m; ++i) {
-        const auto re = S::load(s.h.re + i * s.n_pad + k), im = S::load(s.h.im + i * s.n_pad + k);
+        const auto h = s.h.at(i, column + k);
+        const auto re = S::load(h.re), im = S::load(h.im);
         energy += re * re + im * im;
       }
-      S::store(element_energy_ + k, energy);
+      S::store(energy_ + k, energy);
+    }
+  }
+
+  // Adds 2 (alpha / N) sum_l dL/dalpha_l |c_l|^2 H to a panel of the channel's gradient.
+  void add_loading(int64_t first, int64_t count, int64_t column) const {
+    for (int64_t k = 0; k < kPanel; k += W) {
+      auto weight = typename S::V{};
+      for (int64_t l = first; l < first + count; ++l) {
+        const auto c = s.codes.at(l, column + k);
+        const auto re = S::load(c.re), im = S::load(c.im);
+        weight += S::splat(loading_term_[l]) * (re * re + im * im);
+      }
+      for (int64_t i = 0; i < s.m; ++i) {
+        const auto h = s.h.at(i, column + k), out = channel_.at(i, k);
+        S::store(out.re, S::load(out.re) + S::load(h.re) * weight);
+        S::store(out.im, S::load(out.im) + S::load(h.im) * weight);
+      }
     }
   }
 
   TikhonovScene<T>& s;
-  const Planar<T> u_, v_;  // [L, n_pad]
+  const Planar<T> by_element_;  // [n_pad, l_pad], also a row for one snapshot
+  T* const by_element_sum_;
   const Planar<T> w_;      // [M, l_pad]
-  const Planar<T> row_;    // [M, n_pad]
-  T* const element_energy_;
-  T* const loading_term_;
+  T* const h_sum_;         // [M, n_pad]
+  T* const h_difference_;  // [M, n_pad]
+  const Planar<T> zw_;     // [M, 2 L]
+  T* const zw_sum_;
+  T* const zw_difference_;
+  const Planar<T> panel_;  // [2 L, kPanel]
+  T* const panel_difference_;
+  const Planar<T> channel_;  // [M, kPanel]
+  T* const loading_term_;    // [L]
+  alignas(RISKERNELS_VECTOR_BYTES) T energy_[kPanel];
 };
 
 }  // namespace riskernels::RISKERNELS_ISA

@@ -7,6 +7,8 @@
 #include "../common/tikhonov_problem.hpp"
 #include "carver.hpp"
 #include "cholesky_lanes.hpp"
+#include "gauss_products.hpp"
+#include "gram_lanes.hpp"
 
 namespace riskernels::RISKERNELS_ISA {
 
@@ -27,14 +29,17 @@ class TikhonovScene {
  public:
   using S = Simd<T>;
   static constexpr int W = S::W;
-  static constexpr int64_t kTile = 3 * W;  // edge of a covariance tile; rows are padded to it
+  static constexpr int64_t kTile = 3 * W;  // rows are padded to it unless told otherwise
+  // Columns of a that are estimated at a time, while they stay in the first-level cache.
+  static constexpr int64_t kPanel = 6 * W;
 
-  TikhonovScene(const TikhonovProblem<T>& problem, Carver& carver)
+  // Rows of elements are padded to a multiple of `row_unit`, itself a multiple of W.
+  TikhonovScene(const TikhonovProblem<T>& problem, Carver& carver, int64_t row_unit = kTile)
       : p(problem),
         m(problem.antennas),
         n(problem.elements),
         snapshots(problem.snapshots),
-        n_pad(round_up(n, kTile)),
+        n_pad(padded_row(n, row_unit)),
         l_pad(round_up(snapshots, W)),
         h(take_planar<T>(carver, m, n_pad)),
         codes(take_planar<T>(carver, snapshots, n_pad)),
@@ -42,8 +47,11 @@ class TikhonovScene {
         z(take_planar<T>(carver, m, l_pad)),
         weights(carver.take<T>(snapshots * n_pad)),
         loading(carver.take<T>(l_pad)),
+        h_difference_(carver.take<T>(m * n_pad)),
+        rhs_sum_(carver.take<T>(m * l_pad)),
+        rhs_difference_(carver.take<T>(m * l_pad)),
         weights_by_element_(carver.take<T>(n_pad * l_pad)),
-        products_(take_planar<T>(carver, m, n_pad)),
+        products_(carver.take<T>(GramOfPairs<T>::kRows * n_pad)),
         factor_(take_planar<T>(carver, m * m, l_pad)) {
     factor_.column = l_pad;
     factor_.row = m * l_pad;
@@ -51,54 +59,49 @@ class TikhonovScene {
 
   // Everything up to the estimates of scene b: h, codes, z, a.
   void estimate(int64_t b) {
+    estimate(b, [](int64_t, int64_t) {});
+  }
+
+  // The same; calls use(j, columns) as soon as these columns of a are there, all of its rows.
+  template <typename F>
+  void estimate(int64_t b, const F& use) {
     scene_ = b;
     load_codes();
     if (!p.h_per_snapshot) load_channel(0);
     load_lanes(p.y + 2 * b * p.y_stride[0], p.y_stride[1], p.y_stride[2], z);
-    shared_ = !p.h_per_snapshot && weights_agree();
+    shared_ = weigh() && !p.h_per_snapshot;
     factor();
     solve(z);
-    back_project(z, a);
-    multiply_by_conjugate_codes(a);
+    if (p.h_per_snapshot)
+      back_project(z, a);
+    else
+      combine(z);
+    for (int64_t j = 0; j < n_pad; j += kPanel) {
+      const int64_t columns = n_pad - j < kPanel ? n_pad - j : kPanel;
+      if (!p.h_per_snapshot) back_project_columns(j, columns, a);
+      multiply_by_conjugate_codes(a, j, columns);
+      use(j, columns);
+    }
   }
 
   // In place: right-hand sides [M, lanes] -> S_l^{-1} of each.
   void solve(Planar<T> rhs) const {
-    for (int64_t g = 0; g < l_pad; g += W) {
-      if (shared_)
-        solve_lanes<T, true>(m, view(factor_), rhs.at(0, g));
-      else
-        solve_lanes<T, false>(m, view(factor_.at_lane(g)), rhs.at(0, g));
-    }
+    int64_t g = 0;
+    for (; g + 2 * W <= l_pad; g += 2 * W) solve_groups<2>(rhs, g);
+    if (g < l_pad) solve_groups<1>(rhs, g);
   }
 
   // out(l, n) = sum_m rhs(m, l) conj(H_l(m, n))
   void back_project(Planar<T> rhs, Planar<T> out) {
-    const Planar<const T> by_snapshot{rhs.re, rhs.im, 1, rhs.row};
+    combine(rhs);
     if (!p.h_per_snapshot) {
-      gemm_conj<T>(snapshots, n_pad, m, by_snapshot, view(h), out);
+      back_project_columns(0, n_pad, out);
       return;
     }
     for (int64_t l = 0; l < snapshots; ++l) {
       load_channel(l);
-      gemm_conj<T>(1, n_pad, m, by_snapshot.at(l, 0), view(h), out.at(l, 0));
-    }
-  }
-
-  void multiply_by_conjugate_codes(Planar<T> x) const {
-    for (int64_t i = 0; i < snapshots * n_pad; i += W) {
-      const auto c_re = S::load(codes.re + i), c_im = S::load(codes.im + i);
-      const auto re = S::load(x.re + i), im = S::load(x.im + i);
-      S::store(x.re + i, re * c_re + im * c_im);
-      S::store(x.im + i, im * c_re - re * c_im);
-    }
-  }
-
-  void scale(Planar<T> x, T factor) const {
-    const auto s = S::splat(factor);
-    for (int64_t i = 0; i < snapshots * n_pad; i += W) {
-      S::store(x.re + i, S::load(x.re + i) * s);
-      S::store(x.im + i, S::load(x.im + i) * s);
+      gauss_product<Conjugate::right>(1, n_pad / W, m, by_snapshot_.at(l, 0), channel(),
+                                      out.at(l, 0));
     }
   }
 
@@ -119,8 +122,12 @@ class TikhonovScene {
   // The channel of snapshot l (any l where it is shared) into h.
   void load_channel(int64_t l) {
     const T* base = p.h + 2 * (scene_ * p.h_stride[0] + l * p.h_stride[1]);
-    for (int64_t i = 0; i < m; ++i)
-      load_padded(base + 2 * i * p.h_stride[2], p.h_stride[3], h.re + i * n_pad, h.im + i * n_pad);
+    for (int64_t i = 0; i < m; ++i) {
+      const auto row = h.at(i, 0);
+      load_padded(base + 2 * i * p.h_stride[2], p.h_stride[3], row.re, row.im);
+      for (int64_t k = 0; k < n_pad; k += W)
+        S::store(h_difference_ + i * n_pad + k, S::load(row.re + k) - S::load(row.im + k));
+    }
   }
 
   const TikhonovProblem<T>& p;
@@ -133,6 +140,12 @@ class TikhonovScene {
   T* const loading;       // [l_pad] alpha_l
 
  private:
+  static int64_t padded_row(int64_t n, int64_t unit) {
+    const int64_t row = round_up(n, unit);
+    // Rows that lie whole pages apart would compete for the same few lines of the caches.
+    return row * static_cast<int64_t>(sizeof(T)) % 1024 == 0 ? row + unit : row;
+  }
+
   struct Factor : Planar<T> {
     Factor(Planar<T> planar) : Planar<T>(planar) {}
     Planar<T> at_lane(int64_t g) const {
@@ -150,11 +163,42 @@ class TikhonovScene {
     for (int64_t l = 0; l < snapshots; ++l) {
       const auto row = codes.at(l, 0);
       load_padded(base + 2 * l * p.codes_stride[1], p.codes_stride[2], row.re, row.im);
-      for (int64_t i = 0; i < n_pad; i += W) {
-        const auto re = S::load(row.re + i), im = S::load(row.im + i);
-        S::store(weights + l * n_pad + i, re * re + im * im);
-      }
     }
+  }
+
+  RightPlanes<T> channel() const { return {h.re, h.im, h_difference_, n_pad}; }
+
+  // The left factor of a back-projection: rhs transposed, and its sums and differences.
+  void combine(Planar<T> rhs) {
+    for (int64_t i = 0; i < m * l_pad; i += W) {
+      const auto re = S::load(rhs.re + i), im = S::load(rhs.im + i);
+      S::store(rhs_sum_ + i, re + im);
+      S::store(rhs_difference_ + i, re - im);
+    }
+    by_snapshot_ = {rhs.re, rhs_sum_, rhs_difference_, 1, l_pad};
+  }
+
+  void back_project_columns(int64_t j, int64_t columns, Planar<T> out) const {
+    gauss_product<Conjugate::right>(snapshots, columns / W, m, by_snapshot_, channel().at(0, j),
+                                    out.at(0, j));
+  }
+
+  void multiply_by_conjugate_codes(Planar<T> x, int64_t j, int64_t columns) const {
+    for (int64_t l = 0; l < snapshots; ++l)
+      for (int64_t i = l * n_pad + j; i < l * n_pad + j + columns; i += W) {
+        const auto c_re = S::load(codes.re + i), c_im = S::load(codes.im + i);
+        const auto re = S::load(x.re + i), im = S::load(x.im + i);
+        S::store(x.re + i, re * c_re + im * c_im);
+        S::store(x.im + i, im * c_re - re * c_im);
+      }
+  }
+
+  template <int V>
+  void solve_groups(Planar<T> rhs, int64_t g) const {
+    if (shared_)
+      solve_lanes<T, true, V>(m, view(factor_), rhs.at(0, g));
+    else
+      solve_lanes<T, false, V>(m, view(factor_.at_lane(g)), rhs.at(0, g));
   }
 
   void load_lanes(const T* base, int64_t l_stride, int64_t m_stride, Planar<T> out) const {
@@ -167,28 +211,34 @@ class TikhonovScene {
     }
   }
 
-  // Whether |c_ln|^2 is the same for all l up to the rounding of the codes themselves; the mean
-  // over l then replaces it, in row 0 of the weights. NaN never agrees.
-  bool weights_agree() {
-    const T tolerance = T(16) * S::kEpsilon;
-    typename S::I disagree{};
-    for (int64_t l = 1; l < snapshots; ++l) {
-      for (int64_t i = 0; i < n_pad; i += W) {
-        const auto first = S::load(weights + i);
-        const auto difference = S::load(weights + l * n_pad + i) - first;
-        const auto bound = first * tolerance;
-        disagree |= ~((difference <= bound) & (-difference <= bound));
-      }
-    }
-    for (int w = 0; w < W; ++w)
-      if (disagree[w] != 0) return false;
+  // The weights |c|^2. Returns whether they are the same for all l up to the rounding of the codes
+  // themselves; the mean over l then replaces them, in row 0. NaN never agrees.
+  bool weigh() {
+    const auto tolerance = S::splat(T(16) * S::kEpsilon);
     const auto scale = S::splat(T(1) / static_cast<T>(snapshots));
+    const auto weight = [this](int64_t i) {
+      const auto re = S::load(codes.re + i), im = S::load(codes.im + i);
+      return re * re + im * im;
+    };
+    typename S::I disagree{};
     for (int64_t i = 0; i < n_pad; i += W) {
-      auto mean = S::load(weights + i);
-      for (int64_t l = 1; l < snapshots; ++l) mean += S::load(weights + l * n_pad + i);
-      S::store(weights + i, mean * scale);
+      const auto first = weight(i);
+      const auto bound = first * tolerance;
+      auto sum = first;
+      for (int64_t l = 1; l < snapshots; ++l) {
+        const auto other = weight(l * n_pad + i);
+        S::store(weights + l * n_pad + i, other);
+        const auto difference = other - first;
+        disagree |= ~((difference <= bound) & (-difference <= bound));
+        sum += other;
+      }
+      S::store(weights + i, sum * scale);
     }
-    return true;
+    bool agree = true;
+    for (int w = 0; w < W; ++w) agree &= disagree[w] == 0;
+    for (int64_t i = 0; (!agree || p.h_per_snapshot) && i < n_pad; i += W)
+      S::store(weights + i, weight(i));
+    return agree;
   }
 
   void factor() {
@@ -214,40 +264,16 @@ class TikhonovScene {
 
   // Lower triangle of H diag(weights_l) H^H into one lane of the factor.
   void gram_of_snapshot(int64_t l, int64_t lane) {
-    const T* w = weights + l * n_pad;
-    T* const row_re = products_.re;
-    T* const row_im = products_.im;
-    for (int64_t i = 0; i < m; ++i) {
-      for (int64_t k = 0; k < n_pad; k += W) {
-        S::store(row_re + k, S::load(h.re + i * n_pad + k) * S::load(w + k));
-        S::store(row_im + k, S::load(h.im + i * n_pad + k) * S::load(w + k));
-      }
-      const auto out = factor_.at_lane(lane).at(i, 0);
-      dot_conj<T>(i + 1, n_pad, row_re, row_im, view(h), out.re, out.im, factor_.column);
-    }
+    const Planar<T> room{products_, products_ + 2 * n_pad, n_pad};
+    weighted_gram<T>(m, n_pad, view(h), weights + l * n_pad, room, factor_.at_lane(lane));
   }
 
-  // The same for all snapshots that share H: products H_i conj(H_j) once, then one real-weighted
-  // sum per lane.
+  // The same for all snapshots that share H.
   void gram_of_all_snapshots() {
     for (int64_t k = 0; k < n_pad; ++k)
       for (int64_t l = 0; l < l_pad; ++l)
         weights_by_element_[k * l_pad + l] = l < snapshots ? weights[l * n_pad + k] : T(0);
-    for (int64_t i = 0; i < m; ++i) {
-      for (int64_t j = 0; j <= i; ++j) {
-        for (int64_t k = 0; k < n_pad; k += W) {
-          const auto x_re = S::load(h.re + i * n_pad + k), x_im = S::load(h.im + i * n_pad + k);
-          const auto y_re = S::load(h.re + j * n_pad + k), y_im = S::load(h.im + j * n_pad + k);
-          S::store(products_.re + j * n_pad + k, x_re * y_re + x_im * y_im);
-          S::store(products_.im + j * n_pad + k, x_im * y_re - x_re * y_im);
-        }
-      }
-      for (int64_t g = 0; g < l_pad; g += W) {
-        auto out = factor_.at_lane(g).at(i, 0);
-        out.row = factor_.column;
-        gemm_weights<T>(i + 1, n_pad, view(products_), weights_by_element_ + g, l_pad, out);
-      }
-    }
+    GramOfPairs<T>{n_pad, l_pad, view(h), weights_by_element_, products_, factor_}.run(m);
   }
 
   // Sets loading[l] and adds it to the diagonal of lane l.
@@ -287,9 +313,12 @@ class TikhonovScene {
     for (int64_t l = 1; l < l_pad; ++l) loading[l] = loading[0];
   }
 
-  T* const weights_by_element_;  // [n_pad, l_pad]
-  const Planar<T> products_;     // [M, n_pad]
-  Factor factor_;                // [M, M] of l_pad lanes
+  T* const h_difference_;                     // [M, n_pad] re - im
+  T *const rhs_sum_, *const rhs_difference_;  // [M, l_pad]
+  T* const weights_by_element_;               // [n_pad, l_pad]
+  T* const products_;                         // rows of products of elements of H
+  Factor factor_;                             // [M, M] of l_pad lanes
+  LeftPlanes<T> by_snapshot_{};
   int64_t scene_ = 0;
   bool shared_ = false;
 };

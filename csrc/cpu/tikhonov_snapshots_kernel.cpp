@@ -9,7 +9,7 @@ template <typename T>
 void tikhonov_snapshots(const TikhonovProblem<T>& problem, T* out, int64_t begin, int64_t end) {
   const auto with_block = [&](void* block, bool run) {
     Carver carver(block);
-    TikhonovScene<T> scene(problem, carver);
+    TikhonovScene<T> scene(problem, carver, Simd<T>::W);
     for (int64_t b = begin; run && b < end; ++b) {
       scene.estimate(b);
       for (int64_t l = 0; l < scene.snapshots; ++l) {

@@ -115,6 +115,23 @@ def refuse_autograd(op: str) -> None:
     register_autograd(op, backward)
 
 
+def call(overload: Any, *args: Any, **kwargs: Any) -> Any:
+    """The operator, as the public functions call it.
+
+    Where nothing is to be differentiated, traced or transformed it starts below the autograd key:
+    the rule there is in Python, and the way through it takes longer than a small scene.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.maybe_current_level() is not None
+        or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args, **kwargs))
+    ):
+        return overload(*args, **kwargs)
+    with torch._C._AutoDispatchBelowAutograd():
+        return overload(*args, **kwargs)
+
+
 def register_vmap(op: str, rule: Callable[..., Any]) -> None:
     """Rule for torch.vmap."""
     torch.library.register_vmap(op, rule, lib=_LIBRARY)

@@ -11,6 +11,7 @@ from torch import Tensor
 from riskernels.ops._checks import check_grad
 from riskernels.ops._covariance_checks import check_blend
 from riskernels.ops._registration import (
+    call,
     define,
     fold_vmap,
     refuse_autograd,
@@ -179,7 +180,13 @@ def blend_covariance(
         >>> torch.equal(blend, blend.mH), [round(float(r.diagonal().sum().real)) for r in blend]
         (True, [144, 144])
     """
-    result: Tensor = torch.ops.riskernels.blend_covariance(
-        pred, samp, beta, target_trace, loading=loading, shrinkage=shrinkage
+    result: Tensor = call(
+        torch.ops.riskernels.blend_covariance.default,
+        pred,
+        samp,
+        beta,
+        target_trace,
+        loading=loading,
+        shrinkage=shrinkage,
     )
     return result

@@ -11,6 +11,7 @@ from torch import Tensor
 from riskernels.ops._checks import check_grad
 from riskernels.ops._factored_checks import check_factored_blend
 from riskernels.ops._registration import (
+    call,
     define,
     fold_vmap,
     refuse_autograd,
@@ -187,7 +188,13 @@ def factored_blend(
         >>> x.shape, bool(((trace - 144).abs() < 1e-3).all())
         (torch.Size([2, 144, 21]), True)
     """
-    result: tuple[Tensor, Tensor] = torch.ops.riskernels.factored_blend(
-        factor, snapshots, beta, target_trace, loading=loading, shrinkage=shrinkage
+    result: tuple[Tensor, Tensor] = call(
+        torch.ops.riskernels.factored_blend.default,
+        factor,
+        snapshots,
+        beta,
+        target_trace,
+        loading=loading,
+        shrinkage=shrinkage,
     )
     return result

@@ -15,6 +15,7 @@ from torch import Tensor
 from riskernels.ops._checks import check_companion, check_grad_real
 from riskernels.ops._factored_checks import check_factored_leakage
 from riskernels.ops._registration import (
+    call,
     define,
     define_composite,
     fold_arguments,
@@ -78,8 +79,13 @@ def _composite(
     num_sources: Tensor,
     ridge: float = 1e-4,
 ) -> Tensor:
-    leakage: Tensor = torch.ops.riskernels.factored_leakage_forward(
-        factor, rho, steering, num_sources, ridge
+    leakage: Tensor = call(
+        torch.ops.riskernels.factored_leakage_forward.default,
+        factor,
+        rho,
+        steering,
+        num_sources,
+        ridge,
     )[0]
     return leakage
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from riskernels.ops._checks import check_companion, check_grad_real
 from riskernels.ops._factored_checks import check_factored_nmse
 from riskernels.ops._registration import (
+    call,
     define,
     define_composite,
     fold_arguments,
@@ -95,8 +96,15 @@ def _composite(
     *,
     element_mask: Tensor | None = None,
 ) -> Tensor:
-    nmse: Tensor = torch.ops.riskernels.factored_nmse_forward(
-        factor, rho, target_factor, element_mask, lam_diag, lam_off, eps
+    nmse: Tensor = call(
+        torch.ops.riskernels.factored_nmse_forward.default,
+        factor,
+        rho,
+        target_factor,
+        element_mask,
+        lam_diag,
+        lam_off,
+        eps,
     )[0]
     return nmse
 

@@ -17,6 +17,7 @@ from riskernels.ops._factored_checks import (
     check_factored_spectrum_backward,
 )
 from riskernels.ops._registration import (
+    call,
     define,
     define_composite,
     fold_arguments,
@@ -60,7 +61,7 @@ BACKWARD = define(
 
 
 def _composite(factor: Tensor, rho: Tensor | None = None) -> Tensor:
-    values: Tensor = torch.ops.riskernels.factored_spectrum_forward(factor, rho)[0]
+    values: Tensor = call(torch.ops.riskernels.factored_spectrum_forward.default, factor, rho)[0]
     return values
 
 

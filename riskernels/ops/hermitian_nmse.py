@@ -14,6 +14,7 @@ from torch import Tensor
 
 from riskernels.ops._checks import check_grad_real, check_nmse
 from riskernels.ops._registration import (
+    call,
     define,
     define_composite,
     fold_mask,
@@ -83,8 +84,14 @@ def _composite(
     *,
     element_mask: Tensor | None = None,
 ) -> Tensor:
-    nmse: Tensor = torch.ops.riskernels.hermitian_nmse_forward(
-        estimate, target, element_mask, lam_diag, lam_off, eps
+    nmse: Tensor = call(
+        torch.ops.riskernels.hermitian_nmse_forward.default,
+        estimate,
+        target,
+        element_mask,
+        lam_diag,
+        lam_off,
+        eps,
     )[0]
     return nmse
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from riskernels.ops._checks import check_grad_real
 from riskernels.ops._covariance_checks import check_leakage, check_leakage_state
 from riskernels.ops._registration import (
+    call,
     define,
     define_composite,
     fold_vmap,
@@ -56,8 +57,8 @@ BACKWARD = define(
 
 
 def _composite(cov: Tensor, steering: Tensor, num_sources: Tensor, ridge: float = 1e-4) -> Tensor:
-    leakage: Tensor = torch.ops.riskernels.subspace_leakage_forward(
-        cov, steering, num_sources, ridge
+    leakage: Tensor = call(
+        torch.ops.riskernels.subspace_leakage_forward.default, cov, steering, num_sources, ridge
     )[0]
     return leakage
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from riskernels.ops._checks import check_grad, check_tikhonov
 from riskernels.ops._registration import (
+    call,
     define,
     refuse_autograd,
     register_autograd,
@@ -149,7 +150,13 @@ def tikhonov_covariance(
         >>> covariance.shape, torch.equal(covariance, covariance.mH)
         (torch.Size([2, 144, 144]), True)
     """
-    result: Tensor = torch.ops.riskernels.tikhonov_covariance(
-        y, h, codes, alpha, relative=relative, center=center
+    result: Tensor = call(
+        torch.ops.riskernels.tikhonov_covariance.default,
+        y,
+        h,
+        codes,
+        alpha,
+        relative=relative,
+        center=center,
     )
     return result

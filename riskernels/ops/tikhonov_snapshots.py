@@ -10,6 +10,7 @@ from torch import Tensor
 
 from riskernels.ops._checks import check_grad, check_tikhonov
 from riskernels.ops._registration import (
+    call,
     define,
     fold_vmap,
     refuse_autograd,
@@ -204,5 +205,7 @@ def tikhonov_snapshots(
         >>> tikhonov_snapshots(y, h, codes).shape
         torch.Size([2, 16, 144])
     """
-    result: Tensor = torch.ops.riskernels.tikhonov_snapshots(y, h, codes, alpha, relative=relative)
+    result: Tensor = call(
+        torch.ops.riskernels.tikhonov_snapshots.default, y, h, codes, alpha, relative=relative
+    )
     return result

@@ -13,8 +13,8 @@ noise divided by the root of a smaller pivot would grow from column to column un
 The floor is therefore max(alpha, 8 M eps max(S_mm)). Noise beyond that floor would still be
 squared at every column. But a Schur complement C is positive semidefinite, |C_ij|^2 <= C_ii C_jj,
 so where alpha is below the noise a pivot is also raised to max_i |C_ij|^2 / C_ii. Neither changes
-anything in exact arithmetic, finite input cannot produce NaN, and what the larger pivots damp lies
-outside the range of Phi, where a = Phi^H z does not see it.
+anything in exact arithmetic and finite input cannot produce NaN; but such an S has lost alpha to
+rounding, and a is then finite and not accurate.
 
 Backward. Let z = S^{-1} y, so a = Phi^H z, and let g = dL/da (PyTorch's convention, dL/dRe +
 i dL/dIm). With w = S^{-1} Phi g and q = g - Phi^H w,

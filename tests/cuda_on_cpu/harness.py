@@ -51,9 +51,20 @@ EXECUTOR = Unit("cuda_on_cpu.cpp", ("-O2",))
 RACE_RUNTIME = Unit("races.cpp", ("-O2",))
 
 
+OPERATORS = (
+    "tikhonov",
+    "hermitian_nmse",
+    "factored",
+    "factored_spectrum",
+    "blend_covariance",
+    "subspace_leakage",
+)
+"""By source file."""
+
+
 def kernels(source: str, races: bool, *definitions: str) -> Unit:
     """A unit with kernels, instrumented to find data races, or wrong accesses and arithmetic."""
-    return Unit(source, ("-O1", *(RACES if races else SANITIZE), *definitions))
+    return Unit(source, ("-Og", *(RACES if races else SANITIZE), *definitions))
 
 
 def operator_units(operator: str, races: bool) -> list[Unit]:
@@ -108,8 +119,9 @@ def _call(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def _object(unit: Unit) -> Path:
-    """Compile a unit, unless an object of the same sources, flags and compiler is there."""
+def compiled(unit: Unit) -> Path:
+    """The object of a unit; compiled unless one of its sources, flags and compiler is there."""
+    CACHE.mkdir(parents=True, exist_ok=True)
     compiler = _compiler()
     digest = hashlib.sha256(repr((unit, FLAGS, _compiler_version(compiler))).encode())
     for path in _sources(HERE / unit.source, {}):
@@ -131,9 +143,8 @@ def build(name: str, units: Sequence[Unit]) -> Path:
     """The executable of these units."""
     # Addresses in the reports of races.cpp are those in the file.
     mode = ("-no-pie",) if RACE_RUNTIME in units else SANITIZE
-    CACHE.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(_object, units))
+        objects = list(pool.map(compiled, units))
     digest = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:24]
     target = CACHE / f"{name}-{digest}"
     with open(f"{target}.lock", "w") as lock:

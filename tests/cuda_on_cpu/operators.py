@@ -78,7 +78,8 @@ def _tikhonov_call(
     options: dict[str, int],
 ) -> Call:
     y, h, codes = inputs
-    call = Call(operator, y.dtype, backward, **options)
+    call = Call("tikhonov", y.dtype, backward, **options)
+    call.integer("covariance", operator == "tikhonov_covariance")
     for name, size in zip(("scenes", "snapshots", "antennas"), y.shape, strict=True):
         call.integer(name, size)
     call.integer("elements", codes.shape[2])
