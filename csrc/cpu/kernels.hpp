@@ -10,28 +10,13 @@
 #include "../common/nmse_problem.hpp"
 #include "../common/tikhonov_problem.hpp"
 
-namespace riskernels {
-
-// The estimates of one scene, packed for their outer product: `size` numbers, and the shares that
-// its work can be divided into.
-struct PackedEstimates {
-  int64_t size, shares;
-};
-
-}  // namespace riskernels
-
 #define RISKERNELS_DECLARE_KERNELS(ISA)                                                            \
   namespace ISA {                                                                                  \
   template <typename T>                                                                            \
   void tikhonov_covariance(const TikhonovProblem<T>&, T* out, bool stream, int64_t begin,          \
                            int64_t end);                                                           \
   template <typename T>                                                                            \
-  void packed_estimates(const TikhonovProblem<T>&, PackedEstimates& estimates);                    \
-  template <typename T>                                                                            \
-  void pack_estimates(const TikhonovProblem<T>&, T* packed, int64_t begin, int64_t end);           \
-  template <typename T>                                                                            \
-  void outer_products(const TikhonovProblem<T>&, const T* packed, T* out, bool stream,             \
-                      int64_t begin, int64_t end);                                                 \
+  void tikhonov_covariance_shares(const TikhonovProblem<T>&, int64_t& shares);                     \
   template <typename T>                                                                            \
   void tikhonov_covariance_backward(const TikhonovProblem<T>&, const IncomingGradient<T>&,         \
                                     const TikhonovGradients<T>&, int64_t begin, int64_t end);      \

@@ -9,7 +9,4 @@ namespace riskernels {
 // At least `bytes` bytes aligned to 64, valid until this thread's next call; contents undefined.
 void* thread_scratch(std::size_t bytes);
 
-// The same, of another block: for what this thread lends to those that work for it.
-void* shared_scratch(std::size_t bytes);
-
 }  // namespace riskernels

@@ -7,13 +7,12 @@
 #include "../common/tikhonov_inputs.hpp"
 #include "kernels.hpp"
 #include "ranges.hpp"
-#include "scratch.hpp"
 
 namespace riskernels {
 namespace {
 
-// Complex products L N^2 of a scene from which on a second division among the threads costs less
-// than it saves.
+// Complex products L N^2 of a scene from which on dividing it among threads saves more than it
+// costs.
 constexpr int64_t kWorthSharing = int64_t(1) << 17;
 
 // Outputs larger than that, several times the second-level cache of a core, go past the caches:
@@ -30,21 +29,13 @@ Tensor covariance(const Tensor& y, const Tensor& h, const Tensor& codes, double 
     const auto problem = tikhonov_problem<T>(y, h, codes, alpha, relative, center);
     T* const data = mutable_real_pointer<T>(out);
     const bool stream = problem.scenes * n * n * 2 * int64_t(sizeof(T)) > kStreamBytes;
-    if (!fewer_than_threads(problem.scenes) || problem.snapshots * n * n < kWorthSharing) {
-      for_each_range(problem.scenes, [&](int64_t begin, int64_t end) {
-        RISKERNELS_RUN(tikhonov_covariance, problem, data, stream, begin, end);
-      });
-      return;
-    }
-    PackedEstimates estimates;
-    RISKERNELS_RUN(packed_estimates, problem, estimates);
-    T* const packed = static_cast<T*>(
-        shared_scratch(static_cast<std::size_t>(problem.scenes * estimates.size) * sizeof(T)));
-    for_each_range(problem.scenes, [&](int64_t begin, int64_t end) {
-      RISKERNELS_RUN(pack_estimates, problem, packed, begin, end);
-    });
-    for_each_range(problem.scenes * estimates.shares, [&](int64_t begin, int64_t end) {
-      RISKERNELS_RUN(outer_products, problem, packed, data, stream, begin, end);
+    int64_t shares = 0;
+    RISKERNELS_RUN(tikhonov_covariance_shares, problem, shares);
+    const bool divided =
+        fewer_than_threads(problem.scenes) && problem.snapshots * n * n >= kWorthSharing;
+    const int64_t unit = divided ? 1 : shares;
+    for_each_range(problem.scenes * shares / unit, [&](int64_t begin, int64_t end) {
+      RISKERNELS_RUN(tikhonov_covariance, problem, data, stream, begin * unit, end * unit);
     });
   };
   y.scalar_type() == ScalarType::ComplexFloat ? run(float{}) : run(double{});

@@ -33,8 +33,10 @@ class TikhonovScene {
   // Columns of a that are estimated at a time, while they stay in the first-level cache.
   static constexpr int64_t kPanel = 6 * W;
 
-  // Rows of elements are padded to a multiple of `row_unit`, itself a multiple of W.
-  TikhonovScene(const TikhonovProblem<T>& problem, Carver& carver, int64_t row_unit = kTile)
+  // Rows of elements are padded to a multiple of `row_unit`, itself a multiple of W. With
+  // `keep_back_projection` the back-projection outlives the estimates that are made of it.
+  TikhonovScene(const TikhonovProblem<T>& problem, Carver& carver, int64_t row_unit = kTile,
+                bool keep_back_projection = false)
       : p(problem),
         m(problem.antennas),
         n(problem.elements),
@@ -44,10 +46,11 @@ class TikhonovScene {
         h(take_planar<T>(carver, m, n_pad)),
         codes(take_planar<T>(carver, snapshots, n_pad)),
         a(take_planar<T>(carver, snapshots, n_pad)),
+        back_projection(keep_back_projection ? take_planar<T>(carver, snapshots, n_pad) : a),
         z(take_planar<T>(carver, m, l_pad)),
         weights(carver.take<T>(snapshots * n_pad)),
         loading(carver.take<T>(l_pad)),
-        h_difference_(carver.take<T>(m * n_pad)),
+        h_difference(carver.take<T>(m * n_pad)),
         rhs_sum_(carver.take<T>(m * l_pad)),
         rhs_difference_(carver.take<T>(m * l_pad)),
         weights_by_element_(carver.take<T>(n_pad * l_pad)),
@@ -73,13 +76,13 @@ class TikhonovScene {
     factor();
     solve(z);
     if (p.h_per_snapshot)
-      back_project(z, a);
+      back_project(z, back_projection);
     else
       combine(z);
     for (int64_t j = 0; j < n_pad; j += kPanel) {
       const int64_t columns = n_pad - j < kPanel ? n_pad - j : kPanel;
-      if (!p.h_per_snapshot) back_project_columns(j, columns, a);
-      multiply_by_conjugate_codes(a, j, columns);
+      if (!p.h_per_snapshot) back_project_columns(j, columns, back_projection);
+      multiply_by_conjugate_codes(j, columns);
       use(j, columns);
     }
   }
@@ -126,7 +129,7 @@ class TikhonovScene {
       const auto row = h.at(i, 0);
       load_padded(base + 2 * i * p.h_stride[2], p.h_stride[3], row.re, row.im);
       for (int64_t k = 0; k < n_pad; k += W)
-        S::store(h_difference_ + i * n_pad + k, S::load(row.re + k) - S::load(row.im + k));
+        S::store(h_difference + i * n_pad + k, S::load(row.re + k) - S::load(row.im + k));
     }
   }
 
@@ -135,9 +138,13 @@ class TikhonovScene {
   const Planar<T> h;      // [M, n_pad]
   const Planar<T> codes;  // [L, n_pad]
   const Planar<T> a;      // [L, n_pad]
+  // [L, n_pad] H_l^H z_l: a before its multiplication by the conjugate codes, which takes its place
+  // unless it is kept.
+  const Planar<T> back_projection;
   const Planar<T> z;      // [M, l_pad]
   T* const weights;       // [L, n_pad] |c|^2
   T* const loading;       // [l_pad] alpha_l
+  T* const h_difference;  // [M, n_pad] re - im
 
  private:
   static int64_t padded_row(int64_t n, int64_t unit) {
@@ -166,7 +173,7 @@ class TikhonovScene {
     }
   }
 
-  RightPlanes<T> channel() const { return {h.re, h.im, h_difference_, n_pad}; }
+  RightPlanes<T> channel() const { return {h.re, h.im, h_difference, n_pad}; }
 
   // The left factor of a back-projection: rhs transposed, and its sums and differences.
   void combine(Planar<T> rhs) {
@@ -183,13 +190,14 @@ class TikhonovScene {
                                     out.at(0, j));
   }
 
-  void multiply_by_conjugate_codes(Planar<T> x, int64_t j, int64_t columns) const {
+  void multiply_by_conjugate_codes(int64_t j, int64_t columns) const {
+    const auto& x = back_projection;
     for (int64_t l = 0; l < snapshots; ++l)
       for (int64_t i = l * n_pad + j; i < l * n_pad + j + columns; i += W) {
         const auto c_re = S::load(codes.re + i), c_im = S::load(codes.im + i);
         const auto re = S::load(x.re + i), im = S::load(x.im + i);
-        S::store(x.re + i, re * c_re + im * c_im);
-        S::store(x.im + i, im * c_re - re * c_im);
+        S::store(a.re + i, re * c_re + im * c_im);
+        S::store(a.im + i, im * c_re - re * c_im);
       }
   }
 
@@ -313,7 +321,6 @@ class TikhonovScene {
     for (int64_t l = 1; l < l_pad; ++l) loading[l] = loading[0];
   }
 
-  T* const h_difference_;                     // [M, n_pad] re - im
   T *const rhs_sum_, *const rhs_difference_;  // [M, l_pad]
   T* const weights_by_element_;               // [n_pad, l_pad]
   T* const products_;                         // rows of products of elements of H
