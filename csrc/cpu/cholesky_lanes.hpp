@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Hermitian positive definite systems, one per vector lane: lane w of every vector belongs to
-// snapshot w of a group, so no step of the factorisation needs a horizontal operation.
+// snapshot w of a group, so no step of the factorisation needs a horizontal operation. A system
+// that all snapshots share has its rows in the lanes instead.
 //
 // The factor is stored as [M, M] vectors, lower triangle, with the *reciprocals* of the diagonal.
 #pragma once
@@ -99,6 +100,55 @@ inline void cholesky_lanes(int64_t m, Planar<T> s, const T* loadings) {
     for (int64_t i = j + 1; i < m; ++i) {
       S::store(column.re + i * s.row, S::load(column.re + i * s.row) * inverse);
       S::store(column.im + i * s.row, S::load(column.im + i * s.row) * inverse);
+    }
+  }
+}
+
+// The same for one matrix, stored column by column, every column padded to whole vectors: the rows
+// of a column lie in the lanes. What lies above the diagonal and in the padding is overwritten, and
+// never reaches the factor. `own` is room for m numbers.
+template <typename T>
+inline void cholesky_columns(int64_t m, Planar<T> s, T loading, T* own) {
+  using S = Simd<T>;
+  T largest = *s.re;
+  for (int64_t i = 1; i < m; ++i) {
+    const T entry = *s.at(i, i).re;
+    largest = entry > largest ? entry : largest;
+  }
+  const T noise = largest * (T(8) * static_cast<T>(m) * S::kEpsilon);
+  const bool noisy = noise > loading;
+  const T floor = noisy ? noise : loading;
+  // The diagonal of the Schur complement.
+  for (int64_t i = 0; noisy && i < m; ++i) own[i] = *s.at(i, i).re;
+  // Right-looking: the next pivot waits for one product only.
+  for (int64_t j = 0; j < m; ++j) {
+    const auto column = s.at(0, j);
+    T pivot = column.re[j];
+    pivot = pivot < floor ? floor : pivot;
+    if (noisy) {
+      const auto square = [&](int64_t i) {
+        return column.re[i] * column.re[i] + column.im[i] * column.im[i];
+      };
+      for (int64_t i = j + 1; i < m; ++i) {
+        const T quotient = square(i) / (own[i] > floor ? own[i] : floor);
+        pivot = quotient > pivot ? quotient : pivot;
+      }
+      for (int64_t i = j + 1; i < m; ++i) own[i] -= square(i) / pivot;
+    }
+    const T inverse = T(1) / __builtin_sqrt(pivot);
+    for (int64_t i = j / S::W * S::W; i < m; i += S::W) {
+      S::store(column.re + i, S::load(column.re + i) * S::splat(inverse));
+      S::store(column.im + i, S::load(column.im + i) * S::splat(inverse));
+    }
+    column.re[j] = inverse;
+    for (int64_t k = j + 1; k < m; ++k) {
+      const auto to = s.at(0, k);
+      const auto x_re = S::splat(column.re[k]), x_im = S::splat(column.im[k]);
+      for (int64_t i = k / S::W * S::W; i < m; i += S::W) {
+        const auto c_re = S::load(column.re + i), c_im = S::load(column.im + i);
+        S::store(to.re + i, S::load(to.re + i) - c_re * x_re - c_im * x_im);
+        S::store(to.im + i, S::load(to.im + i) - c_im * x_re + c_re * x_im);
+      }
     }
   }
 }

@@ -23,27 +23,23 @@ class HermitianProduct {
       : n(size),
         rows(round_up(padded, kEdge)),
         lanes_(lanes),
-        rows_ahead_(round_up(kEdge * W, 2 * lanes) / (2 * lanes)),
+        rows_ahead_(round_up(kEdge * W, 4 * lanes) / (4 * lanes)),
         parts_(carver.take<T>(kEdge * kPitch)) {}
 
   // `next` is the matrix of the following run, g itself where there is none.
   void run(const HermitianPart<T>& g, const HermitianPart<T>& next, const RightPlanes<T>& x,
            const Planar<T>& out) {
     clear(out, 0);
+    if (ahead_.matrix == nullptr)
+      for (int k = 0; k < kAhead; ++k) ahead_.advance(g, next, n);
     // Several tiles of a column follow one another, so that x_J and out_J come from the
     // second-level cache once for all of them.
     for (int64_t top = 0; top < n; top += kColumn) {
       for (int64_t j = top; j < n; j += kEdge) {
         const int64_t last = j < top + kColumn - kEdge ? j : top + kColumn - kEdge;
         for (int64_t i = top; i <= last; i += kEdge) {
-          if (i < last)
-            ahead_ = Ahead(g, i + kEdge, j, n);
-          else if (j + kEdge < n)
-            ahead_ = Ahead(g, top, j + kEdge, n);
-          else if (top + kColumn < n)
-            ahead_ = Ahead(g, top + kColumn, top + kColumn, n);
-          else
-            ahead_ = Ahead(next, 0, 0, n);
+          ahead_.advance(g, next, n);
+          ahead_.share = i == j ? 2 * rows_ahead_ : rows_ahead_;
           add_tile(g, i, j, x, out);
         }
       }
@@ -55,6 +51,7 @@ class HermitianProduct {
 
  private:
   static constexpr int64_t kColumn = 4 * kEdge;
+  static constexpr int kAhead = 2;
 
   // Rows from `first` on.
   void clear(const Planar<T>& out, int64_t first) const {
@@ -83,29 +80,48 @@ class HermitianProduct {
   // A row of the tile: kEdge pairs (re, im), then kEdge pairs (re + im, re - im).
   static constexpr int64_t kPitch = 4 * kEdge;
 
-  // Asks for the tile that comes next, a few rows before each block of products: hardware foresees
-  // few of its lines, and asking for all at once would have the products wait for free buffers.
-  // All is asked for within out_I += P_IJ x_J, so that the other product covers the latency.
+  // Asks for the tile kAhead tiles further on, a few rows before each block of products: hardware
+  // foresees few of its lines, and asking for all at once would have the products wait for free
+  // buffers. Goes through the tiles in the order of run(), and on into the matrix that follows.
   struct Ahead {
-    const T *direct = nullptr, *mirror = nullptr;
-    int64_t row = 0, left = 0;
+    const T *matrix = nullptr, *direct = nullptr, *mirror = nullptr;
+    int64_t row = 0, left = 0;      // of the rows of the tile, those not yet asked for
+    int64_t share = 0;              // rows before each block
+    int64_t top = 0, i = 0, j = 0;  // the tile's place
 
-    Ahead() = default;
-    Ahead(const HermitianPart<T>& g, int64_t i, int64_t j, int64_t n)
-        : direct(g.data + 2 * (i * g.row + j)), mirror(g.data + 2 * (j * g.row + i)), row(g.row) {
-      if (g.column == 1) left = n - j < kEdge ? n - j : kEdge;
+    void advance(const HermitianPart<T>& g, const HermitianPart<T>& next, int64_t n) {
+      if (matrix == nullptr) {
+        matrix = g.data;
+      } else if (i < j && i < top + kColumn - kEdge) {
+        i += kEdge;
+      } else if (j + kEdge < n) {
+        i = top;
+        j += kEdge;
+      } else if (top + kColumn < n) {
+        top = i = j = top + kColumn;
+      } else {
+        top = i = j = 0;
+        matrix = next.data;
+      }
+      direct = matrix + 2 * (i * g.row + j);
+      mirror = matrix + 2 * (j * g.row + i);
+      row = g.row;
+      left = g.column == 1 ? (n - j < kEdge ? n - j : kEdge) : 0;
     }
     RISKERNELS_INLINE void fetch(int64_t rows) {
-      constexpr int64_t kLine = 64 / sizeof(T);
       for (; rows > 0 && left > 0; --rows, --left) {
-#pragma GCC unroll 8
-        for (int64_t k = 0; k < 2 * kEdge; k += kLine) {
-          __builtin_prefetch(direct + k);
-          __builtin_prefetch(mirror + k);
-        }
+        fetch_row(direct);
+        fetch_row(mirror);
         direct += 2 * row;
         mirror += 2 * row;
       }
+    }
+    static RISKERNELS_INLINE void fetch_row(const T* from) {
+#pragma GCC unroll 8
+      for (int64_t k = 0; k < 2 * kEdge; k += 64 / static_cast<int64_t>(sizeof(T)))
+        __builtin_prefetch(from + k);
+      if (reinterpret_cast<std::uintptr_t>(from) % 64 != 0)
+        __builtin_prefetch(from + 2 * kEdge - 1);
     }
   };
 
@@ -175,7 +191,7 @@ class HermitianProduct {
     tile.row = C == Conjugate::none ? kPitch : 2;
     tile.column = C == Conjugate::none ? 2 : kPitch;
     for (int64_t i = 0; i < rows; i += R) {
-      ahead_.fetch(rows_ahead_);
+      ahead_.fetch(ahead_.share);
       gauss_block<C, true, R, V>(depth, tile, x, out);
       tile = tile.at(R, 0);
       out = out.at(R, 0);
@@ -183,7 +199,7 @@ class HermitianProduct {
   }
 
   const int64_t lanes_;
-  const int64_t rows_ahead_;  // before each of the 2 lanes / W blocks of a product
+  const int64_t rows_ahead_;  // a tile's rows for each of the 4 lanes / W blocks of two products
   T* const parts_;            // [kEdge, kPitch]
   Ahead ahead_;
 };

@@ -19,6 +19,7 @@ class TikhonovGradient {
   using S = Simd<T>;
   static constexpr int W = S::W;
 
+  // The scene must keep its back-projections.
   TikhonovGradient(TikhonovScene<T>& scene, Carver& carver)
       : grad_a(take_planar<T>(carver, scene.snapshots, scene.n_pad)),
         s(scene),
@@ -26,7 +27,6 @@ class TikhonovGradient {
         by_element_sum_(carver.take<T>(scene.n_pad * scene.l_pad)),
         w_(take_planar<T>(carver, scene.m, scene.l_pad)),
         h_sum_(carver.take<T>(scene.m * scene.n_pad)),
-        h_difference_(carver.take<T>(scene.m * scene.n_pad)),
         zw_(take_planar<T>(carver, scene.m, 2 * scene.snapshots)),
         zw_sum_(carver.take<T>(scene.m * 2 * scene.snapshots)),
         zw_difference_(carver.take<T>(scene.m * 2 * scene.snapshots)),
@@ -88,12 +88,12 @@ class TikhonovGradient {
     pack_solutions();
     T* const codes = out.codes == nullptr ? nullptr : out.codes + 2 * b * s.snapshots * s.n;
     if (!s.p.h_per_snapshot) {
+      next_ = b + 1 < s.p.scenes ? b + 1 : b;
       write(0, s.snapshots, out.h == nullptr ? nullptr : out.h + 2 * b * s.m * s.n, codes);
       return;
     }
     for (int64_t l = 0; l < s.snapshots; ++l) {
       s.load_channel(l);
-      combine_channel();
       T* const h = out.h == nullptr ? nullptr : out.h + 2 * (b * s.snapshots + l) * s.m * s.n;
       write(l, 1, h, codes);
     }
@@ -113,8 +113,9 @@ class TikhonovGradient {
       im = c_re * g_im + c_im * g_re;
     };
     if (!s.p.h_per_snapshot) {
-      combine_channel();
-      const LeftPlanes<T> h{s.h.re, h_sum_, h_difference_, s.n_pad, 1};
+      for (int64_t i = 0; i < s.m * s.n_pad; i += W)
+        S::store(h_sum_ + i, S::load(s.h.re + i) + S::load(s.h.im + i));
+      const LeftPlanes<T> h{s.h.re, h_sum_, s.h_difference, s.n_pad, 1};
       gauss_product<Conjugate::none>(s.m, s.l_pad / W, s.n, h, by_element(scaled), w_);
       return;
     }
@@ -130,15 +131,6 @@ class TikhonovGradient {
       const auto w = w_.at(0, l);
       dot_conj<T>(s.m, s.n_pad, by_element_.re, by_element_.im, view(s.h), w.re, w.im, s.l_pad);
       for (int64_t i = 0; i < s.m; ++i) w.im[i * s.l_pad] = -w.im[i * s.l_pad];
-    }
-  }
-
-  // The planes of H that products of three multiplications need beside its parts.
-  void combine_channel() const {
-    for (int64_t i = 0; i < s.m * s.n_pad; i += W) {
-      const auto re = S::load(s.h.re + i), im = S::load(s.h.im + i);
-      S::store(h_sum_ + i, re + im);
-      S::store(h_difference_ + i, re - im);
     }
   }
 
@@ -181,21 +173,23 @@ class TikhonovGradient {
   void write(int64_t first, int64_t count, T* h, T* codes) {
     const LeftPlanes<T> zw =
         LeftPlanes<T>{zw_.re, zw_sum_, zw_difference_, zw_.row, 1}.at(0, 2 * first);
-    const LeftPlanes<T> by_solution{zw.re, zw.sum, zw.difference, 1, zw_.row};
+    const LeftPlanes<T> by_w{zw.re + 1, zw.sum + 1, zw.difference + 1, 2, zw_.row};
     const RightPlanes<T> right{panel_.re, panel_.im, panel_difference_, kPanel};
+    const Planar<T> v{panel_.re + kPanel, panel_.im + kPanel, 2 * kPanel};
+    const bool shared = !s.p.h_per_snapshot;
     for (int64_t i = 0; i < s.n_pad; i += kPanel) {
       const int64_t columns = s.n - i < kPanel ? s.n - i : kPanel;
-      const RightPlanes<T> channel{s.h.re + i, s.h.im + i, h_difference_ + i, s.n_pad};
-      if (codes != nullptr) {
-        gauss_product<Conjugate::right>(2 * count, 3, s.m, by_solution, channel, panel_);
-        channel_energy(i);
-        write_codes(first, count, i, columns, codes);
-      } else {
-        auto v = panel_.at(1, 0);
-        v.row = 2 * kPanel;
-        const LeftPlanes<T> by_w{zw.re + 1, zw.sum + 1, zw.difference + 1, 2, zw_.row};
-        gauss_product<Conjugate::right>(count, 3, s.m, by_w, channel, v);
-      }
+      const RightPlanes<T> channel{s.h.re + i, s.h.im + i, s.h_difference + i, s.n_pad};
+      if (codes != nullptr) prefetch(codes + 2 * (first * s.n + i), s.n, count, columns);
+      if (shared && s.p.h_stride[3] == 1)
+        prefetch(s.p.h + 2 * (next_ * s.p.h_stride[0] + i), s.p.h_stride[2], s.m, columns);
+      gauss_product<Conjugate::right>(count, 3, s.m, by_w, channel, v);
+      if (h != nullptr) prefetch(h + 2 * i, s.n, s.m, columns);
+      if (codes != nullptr)
+        write_codes(first, count, i, columns, s.back_projection.at(first, i), codes);
+      if (shared && s.p.codes_stride[2] == 1)
+        prefetch(s.p.codes + 2 * (next_ * s.p.codes_stride[0] + i), s.p.codes_stride[1], count,
+                 columns);
       if (h == nullptr) continue;
       form_factors(first, count, i);
       gauss_product<Conjugate::right>(s.m, 3, 2 * count, zw, right, channel_);
@@ -207,10 +201,21 @@ class TikhonovGradient {
     }
   }
 
-  // dL/dc of a panel that holds x_l, v_l in turn.
-  void write_codes(int64_t first, int64_t count, int64_t column, int64_t columns, T* out) const {
+  // Asks for rows of `columns` complex numbers, `row` of them apart: too short for hardware to
+  // foresee the next.
+  static RISKERNELS_INLINE void prefetch(const T* from, int64_t row, int64_t rows,
+                                         int64_t columns) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    for (int64_t r = 0; r < rows; ++r, from += 2 * row)
+      for (int64_t k = 0; k < 2 * columns; k += kLine) __builtin_prefetch(from + k);
+  }
+
+  // dL/dc of a panel, from its x_l and the v_l in the panel's odd rows.
+  void write_codes(int64_t first, int64_t count, int64_t column, int64_t columns,
+                   const Planar<T>& back_projection, T* out) {
+    channel_energy(column);
     for (int64_t l = first; l < first + count; ++l) {
-      const auto x = panel_.at(2 * (l - first), 0), v = panel_.at(2 * (l - first) + 1, 0);
+      const auto x = back_projection.at(l - first, 0), v = panel_.at(2 * (l - first) + 1, 0);
       const auto g = grad_a.at(l, column), c = s.codes.at(l, column);
       const auto term = S::splat(loading_term_[l]);
       alignas(RISKERNELS_VECTOR_BYTES) T row_re[kPanel], row_im[kPanel];
@@ -228,8 +233,8 @@ class TikhonovGradient {
     }
   }
 
-  // Turns the panel's v_l and its x_l, or where that was not needed what lies there, into
-  // t_l = c g - |c|^2 v and -s_l = -c a, in the places of z_l and w_l.
+  // Puts t_l = c g - |c|^2 v and -s_l = -c a into the panel, in the places of z_l and w_l; the
+  // latter is that of v_l.
   void form_factors(int64_t first, int64_t count, int64_t column) const {
     for (int64_t l = first; l < first + count; ++l) {
       const auto t = panel_.at(2 * (l - first), 0), v = panel_.at(2 * (l - first) + 1, 0);
@@ -286,12 +291,12 @@ class TikhonovGradient {
   }
 
   TikhonovScene<T>& s;
+  int64_t next_ = 0;            // scene whose inputs are asked for while one is finished
   const Planar<T> by_element_;  // [n_pad, l_pad], also a row for one snapshot
   T* const by_element_sum_;
-  const Planar<T> w_;      // [M, l_pad]
-  T* const h_sum_;         // [M, n_pad]
-  T* const h_difference_;  // [M, n_pad]
-  const Planar<T> zw_;     // [M, 2 L]
+  const Planar<T> w_;   // [M, l_pad]
+  T* const h_sum_;      // [M, n_pad] re + im
+  const Planar<T> zw_;  // [M, 2 L]
   T* const zw_sum_;
   T* const zw_difference_;
   const Planar<T> panel_;  // [2 L, kPanel]

@@ -43,6 +43,7 @@ class TikhonovScene {
         snapshots(problem.snapshots),
         n_pad(padded_row(n, row_unit)),
         l_pad(round_up(snapshots, W)),
+        m_pad(round_up(m, W)),
         h(take_planar<T>(carver, m, n_pad)),
         codes(take_planar<T>(carver, snapshots, n_pad)),
         a(take_planar<T>(carver, snapshots, n_pad)),
@@ -84,6 +85,7 @@ class TikhonovScene {
       if (!p.h_per_snapshot) back_project_columns(j, columns, back_projection);
       multiply_by_conjugate_codes(j, columns);
       use(j, columns);
+      prefetch_scene(b + 1, j, columns);
     }
   }
 
@@ -134,7 +136,7 @@ class TikhonovScene {
   }
 
   const TikhonovProblem<T>& p;
-  const int64_t m, n, snapshots, n_pad, l_pad;
+  const int64_t m, n, snapshots, n_pad, l_pad, m_pad;
   const Planar<T> h;      // [M, n_pad]
   const Planar<T> codes;  // [L, n_pad]
   const Planar<T> a;      // [L, n_pad]
@@ -160,6 +162,9 @@ class TikhonovScene {
     }
   };
 
+  // The one factor of all snapshots, column by column.
+  Planar<T> shared_factor() const { return {factor_.re, factor_.im, 1, m_pad}; }
+
   void load_padded(const T* row, int64_t stride, T* re, T* im) const {
     load_row(row, stride, n, re, im);
     for (int64_t i = n; i < n_pad; ++i) re[i] = im[i] = T(0);
@@ -171,6 +176,23 @@ class TikhonovScene {
       const auto row = codes.at(l, 0);
       load_padded(base + 2 * l * p.codes_stride[1], p.codes_stride[2], row.re, row.im);
     }
+  }
+
+  // Columns of the codes and of the first channel, on their way to the second-level cache.
+  void prefetch_scene(int64_t b, int64_t j, int64_t columns) const {
+    if (b >= p.scenes) return;
+    const int64_t length = n - j < columns ? n - j : columns;
+    if (p.codes_stride[2] == 1)
+      prefetch_rows(p.codes + 2 * (b * p.codes_stride[0] + j), snapshots, p.codes_stride[1],
+                    length);
+    if (p.h_stride[3] == 1)
+      prefetch_rows(p.h + 2 * (b * p.h_stride[0] + j), m, p.h_stride[2], length);
+  }
+
+  static void prefetch_rows(const T* first, int64_t rows, int64_t stride, int64_t length) {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t k = 0; k < length; k += 32 / static_cast<int64_t>(sizeof(T)))  // a line
+        __builtin_prefetch(first + 2 * (i * stride + k), 0, 2);
   }
 
   RightPlanes<T> channel() const { return {h.re, h.im, h_difference, n_pad}; }
@@ -204,7 +226,7 @@ class TikhonovScene {
   template <int V>
   void solve_groups(Planar<T> rhs, int64_t g) const {
     if (shared_)
-      solve_lanes<T, true, V>(m, view(factor_), rhs.at(0, g));
+      solve_lanes<T, true, V>(m, view(shared_factor()), rhs.at(0, g));
     else
       solve_lanes<T, false, V>(m, view(factor_.at_lane(g)), rhs.at(0, g));
   }
@@ -251,29 +273,34 @@ class TikhonovScene {
 
   void factor() {
     if (shared_) {
-      gram_of_snapshot(0, 0);
-      load_diagonal(0);
-      spread_lane_zero();
-      cholesky_lanes<T>(m, factor_, loading);
+      const auto triangle = shared_factor();
+      for (int64_t i = 0; i < m * m_pad; i += W) {
+        S::store(triangle.re + i, typename S::V{});
+        S::store(triangle.im + i, typename S::V{});
+      }
+      gram_of_snapshot(0, triangle);
+      load_diagonal(0, triangle);
+      for (int64_t l = 1; l < l_pad; ++l) loading[l] = loading[0];
+      cholesky_columns<T>(m, triangle, loading[0], rhs_sum_);
       return;
     }
     if (p.h_per_snapshot) {
       for (int64_t l = 0; l < snapshots; ++l) {
         load_channel(l);
-        gram_of_snapshot(l, l);
+        gram_of_snapshot(l, factor_.at_lane(l));
       }
     } else {
       gram_of_all_snapshots();
     }
-    for (int64_t l = 0; l < snapshots; ++l) load_diagonal(l);
+    for (int64_t l = 0; l < snapshots; ++l) load_diagonal(l, factor_.at_lane(l));
     for (int64_t l = snapshots; l < l_pad; ++l) load_identity(l);
     for (int64_t g = 0; g < l_pad; g += W) cholesky_lanes<T>(m, factor_.at_lane(g), loading + g);
   }
 
-  // Lower triangle of H diag(weights_l) H^H into one lane of the factor.
-  void gram_of_snapshot(int64_t l, int64_t lane) {
+  // Lower triangle of H diag(weights_l) H^H.
+  void gram_of_snapshot(int64_t l, const Planar<T>& out) {
     const Planar<T> room{products_, products_ + 2 * n_pad, n_pad};
-    weighted_gram<T>(m, n_pad, view(h), weights + l * n_pad, room, factor_.at_lane(lane));
+    weighted_gram<T>(m, n_pad, view(h), weights + l * n_pad, room, out);
   }
 
   // The same for all snapshots that share H.
@@ -285,8 +312,7 @@ class TikhonovScene {
   }
 
   // Sets loading[l] and adds it to the diagonal of lane l.
-  void load_diagonal(int64_t l) {
-    const auto lane = factor_.at_lane(l);
+  void load_diagonal(int64_t l, const Planar<T>& lane) {
     T value = static_cast<T>(p.alpha);
     if (p.relative) {
       T trace = 0;
@@ -309,16 +335,6 @@ class TikhonovScene {
         *entry.im = T(0);
       }
     loading[l] = T(1);
-  }
-
-  void spread_lane_zero() {
-    for (int64_t i = 0; i < m; ++i)
-      for (int64_t j = 0; j <= i; ++j) {
-        const auto entry = factor_.at(i, j);
-        S::store(entry.re, S::splat(*entry.re));
-        S::store(entry.im, S::splat(*entry.im));
-      }
-    for (int64_t l = 1; l < l_pad; ++l) loading[l] = loading[0];
   }
 
   T *const rhs_sum_, *const rhs_difference_;  // [M, l_pad]

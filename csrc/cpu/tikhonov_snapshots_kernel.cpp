@@ -28,7 +28,7 @@ void tikhonov_snapshots_backward(const TikhonovProblem<T>& problem, const Incomi
                                  int64_t end) {
   const auto with_block = [&](void* block, bool run) {
     Carver carver(block);
-    TikhonovScene<T> scene(problem, carver);
+    TikhonovScene<T> scene(problem, carver, TikhonovScene<T>::kTile, true);
     TikhonovGradient<T> gradient(scene, carver);
     for (int64_t b = begin; run && b < end; ++b) {
       scene.estimate(b);
