@@ -75,6 +75,7 @@ def test_blocks_that_are_not_run_are_listed() -> None:
     """Among the warnings, which every run of the tests prints."""
     for block in BLOCKS:
         if block.not_run is not None:
+            assert block.not_run.strip(), f"{block.where} does not say why it is not run"
             warnings.warn(f"{block.where} is not run: {block.not_run}", UserWarning, stacklevel=1)
 
 

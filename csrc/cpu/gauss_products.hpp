@@ -107,27 +107,6 @@ __attribute__((noinline)) void gauss_rows(int64_t depth, LeftPlanes<T> a, RightP
   gauss_block<C, false, R, V>(depth, a, b, out);
 }
 
-// Calls f with the block sizes (1 to Most, as constants) that split `rows` evenly.
-template <int Most, typename F>
-RISKERNELS_INLINE void for_even_blocks(int64_t rows, const F& f) {
-  const auto call = [&]<int Size>(auto& self, std::integral_constant<int, Size> size,
-                                  int64_t wanted, int64_t i) {
-    if constexpr (Size > 1) {
-      if (wanted < Size) {
-        self(self, std::integral_constant<int, Size - 1>(), wanted, i);
-        return;
-      }
-    }
-    f(size, i);
-  };
-  for (int64_t i = 0; i < rows;) {
-    const int64_t left = rows - i, blocks = (left + Most - 1) / Most;
-    const int64_t size = (left + blocks - 1) / blocks;
-    call(call, std::integral_constant<int, Most>(), size, i);
-    i += size;
-  }
-}
-
 // out(i, j) = sum_k a(i, k) b(k, j), with a or b conjugated, for `vectors` vectors of columns.
 template <Conjugate C, typename T>
 inline void gauss_product(int64_t rows, int64_t vectors, int64_t depth, const LeftPlanes<T>& a,

@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& estimate, const Tensor& target,
     T* const nmse_data = mutable_real_pointer<T>(nmse);
     T* const sums_data = mutable_real_pointer<T>(sums);
     const int64_t blocks = nmse_blocks(problem.elements);
-    if (blocks == 1 || scenes >= static_cast<int64_t>(torch::stable::get_num_threads())) {
+    if (blocks == 1 || !fewer_than_threads(scenes)) {
       for_each_range(scenes, [&](int64_t begin, int64_t end) {
         RISKERNELS_RUN(hermitian_nmse_forward, problem, nmse_data, sums_data, begin, end);
       });

@@ -73,15 +73,28 @@ void add_rows(const RowReader<T>& estimate, const RowReader<T>& target, int64_t 
   sums.off_power += off.power;
 }
 
+// A block of rows [first, last) of one scene.
+template <typename T>
+struct BlockRows {
+  int64_t first, last;
+  RowReader<T> estimate, target;
+};
+
+template <typename T>
+BlockRows<T> block_rows(const NmseProblem<T>& p, int64_t b, int64_t block,
+                        const Buffers<T>& buffers) {
+  const int64_t n = p.elements, rows = nmse_block_rows(n), first = block * rows;
+  return {first,
+          first + rows < n ? first + rows : n,
+          {p.estimate + 2 * b * p.estimate_stride[0], p.estimate_stride, n, buffers.estimate},
+          {p.target + 2 * b * p.target_stride[0], p.target_stride, n, buffers.target}};
+}
+
 // The sums of one block of rows of one scene.
 template <typename T>
 SceneSums block_sums(const NmseProblem<T>& p, int64_t b, int64_t block, const Buffers<T>& buffers) {
-  const int64_t n = p.elements, rows = nmse_block_rows(n), first = block * rows;
-  const int64_t last = first + rows < n ? first + rows : n;
-  const RowReader<T> estimate(p.estimate + 2 * b * p.estimate_stride[0], p.estimate_stride, n,
-                              buffers.estimate);
-  const RowReader<T> target(p.target + 2 * b * p.target_stride[0], p.target_stride, n,
-                            buffers.target);
+  const int64_t n = p.elements;
+  const auto [first, last, estimate, target] = block_rows(p, b, block, buffers);
   SceneSums sums;
   if (p.mask == nullptr)
     add_rows<T, false>(estimate, target, n, first, last, buffers.mask, sums);
@@ -105,12 +118,8 @@ __attribute__((noinline)) void finish(const NmseProblem<T>& p, const SceneSums& 
 template <typename T, bool Masked, bool Estimate, bool Target>
 void block_gradient(const NmseProblem<T>& p, int64_t b, int64_t block, const Buffers<T>& buffers,
                     T grad, const T* sums, T* grad_estimate, T* grad_target) {
-  const int64_t n = p.elements, rows = nmse_block_rows(n), first = block * rows;
-  const int64_t last = first + rows < n ? first + rows : n;
-  const RowReader<T> estimate(p.estimate + 2 * b * p.estimate_stride[0], p.estimate_stride, n,
-                              buffers.estimate);
-  const RowReader<T> target(p.target + 2 * b * p.target_stride[0], p.target_stride, n,
-                            buffers.target);
+  const int64_t n = p.elements;
+  const auto [first, last, estimate, target] = block_rows(p, b, block, buffers);
   const double total = p.lam_diag + p.lam_off;
   const double at_diagonal = 2 * grad * p.lam_diag / (total * (sums[2] + p.eps));
   const double at_off = 2 * grad * p.lam_off / (total * (sums[3] + p.eps));

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "../common/factored_problem.hpp"
+#include "even_blocks.hpp"
 #include "hermitian_tiles.hpp"
 
 namespace riskernels::RISKERNELS_ISA {
@@ -99,20 +100,9 @@ inline void pack_rows(const Rows<T>& from, int64_t first, int64_t count, U scale
     for (int64_t j = i < in_tiles_i ? in_tiles_j : 0; j < columns; ++j) scalar(i, j);
 }
 
-// Calls f with group sizes (1 to 3, as constants) that split `vectors` evenly, and the first vector
-// of each: a lone last vector would leave most multiply-adds waiting for their predecessors.
 template <typename F>
 RISKERNELS_INLINE void for_vector_groups(int64_t vectors, const F& f) {
-  for (int64_t v = 0; v < vectors;) {
-    const int64_t left = vectors - v, groups = (left + 2) / 3, size = (left + groups - 1) / groups;
-    if (size == 3)
-      f(std::integral_constant<int, 3>(), v);
-    else if (size == 2)
-      f(std::integral_constant<int, 2>(), v);
-    else
-      f(std::integral_constant<int, 1>(), v);
-    v += size;
-  }
+  for_even_blocks<3>(vectors, f);
 }
 
 // Accumulators of V vectors and as many rows as registers allow, for each of re(a) b and im(a) b:

@@ -28,6 +28,15 @@
   template <typename T>                                                                            \
   void hermitian_nmse_forward(const NmseProblem<T>&, T* nmse, T* sums, int64_t begin,              \
                               int64_t end);                                                        \
+  /* Blocks of rows of all scenes, see nmse_blocks.hpp, into sums [B, blocks, 4]; and from those   \
+   */                                                                                              \
+  /* the results of scenes. */                                                                     \
+  template <typename T>                                                                            \
+  void hermitian_nmse_blocks(const NmseProblem<T>&, double* block_sums, int64_t begin,             \
+                             int64_t end);                                                         \
+  template <typename T>                                                                            \
+  void hermitian_nmse_finish(const NmseProblem<T>&, const double* block_sums, T* nmse, T* sums,    \
+                             int64_t begin, int64_t end);                                          \
   template <typename T>                                                                            \
   void hermitian_nmse_backward(const NmseProblem<T>&, const T* grad, int64_t grad_stride,          \
                                const T* sums, T* grad_estimate, T* grad_target, int64_t begin,     \

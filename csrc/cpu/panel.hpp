@@ -4,9 +4,7 @@
 // among 16 vector registers, and hide the latency of the multiply-adds.
 #pragma once
 
-#include <type_traits>
-
-#include "simd.hpp"
+#include "even_blocks.hpp"
 
 namespace riskernels::RISKERNELS_ISA {
 
@@ -25,34 +23,10 @@ struct Planar {
   }
 };
 
-// Calls f with the block sizes (1 to kRows, as constants) that split `rows` evenly: a lone last row
-// would leave most of the multiply-adds waiting for their predecessors.
 template <typename F>
 RISKERNELS_INLINE void for_row_blocks(int64_t rows, const F& f) {
-  for (int64_t i = 0; i < rows;) {
-    const int64_t left = rows - i, blocks = (left + kRows - 1) / kRows;
-    const int64_t size = (left + blocks - 1) / blocks;
-    switch (size) {
-      case 5:
-        f(std::integral_constant<int, 5>(), i);
-        break;
-      case 4:
-        f(std::integral_constant<int, 4>(), i);
-        break;
-      case 3:
-        f(std::integral_constant<int, 3>(), i);
-        break;
-      case 2:
-        f(std::integral_constant<int, 2>(), i);
-        break;
-      default:
-        f(std::integral_constant<int, 1>(), i);
-        break;
-    }
-    i += size;
-  }
+  for_even_blocks<kRows>(rows, f);
 }
-static_assert(kRows == 5, "for_row_blocks lists the block sizes");
 
 // re, im (+)= sum_k a(r, k) conj(b(k, .)) for R rows and one vector of columns.
 template <typename T, int R>
