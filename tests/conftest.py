@@ -7,8 +7,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import hypothesis
 import pytest
 import torch
+from random_seed import run_seed, seed_generators, seed_of
 
 from riskernels import library
 
@@ -47,6 +49,17 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 
 @pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A seed of the test's own; see random_seed.py."""
+    return seed_of(request.node.nodeid)
+
+
+@pytest.fixture(autouse=True)
+def _seeded_generators(request: pytest.FixtureRequest) -> None:
+    seed_generators(seed_of(request.node.nodeid))
+
+
+@pytest.fixture
 def poisoned() -> Iterator[None]:
     """Uninitialised memory holds NaN, so an output that is not written shows."""
     before = torch.utils.deterministic.fill_uninitialized_memory
@@ -55,6 +68,10 @@ def poisoned() -> Iterator[None]:
     yield
     torch.utils.deterministic.fill_uninitialized_memory = before
     torch.use_deterministic_algorithms(False)
+
+
+def pytest_report_header() -> str:
+    return f"random inputs: RISKERNELS_TEST_SEED={run_seed()}"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -67,7 +84,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: processes that take one test after another then end together."""
+    """Seed the property tests, and put the longest tests first: processes that take one test after
+    another then end together."""
+    for item in items:
+        if isinstance(item, pytest.Function) and hypothesis.is_hypothesis_test(item.obj):
+            hypothesis.seed(seed_of(f"{item.path.name}::{item.originalname}"))(item.function)
     items.sort(key=lambda item: -max((m.args[0] for m in item.iter_markers("lasts")), default=0))
 
 

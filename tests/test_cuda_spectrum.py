@@ -41,8 +41,9 @@ def check(x: Tensor, rho: Tensor | None = None, **options: int) -> tuple[Tensor,
     grad = torch.randn(values.shape, dtype=torch.float64)
     wanted = reference.factored_spectrum_backward(grad, wide, u)
     got = spectrum_backward(grad.to(values.dtype), x, vectors, **options)
-    for name, g, w in zip(("factor", "rho"), got, wanted, strict=True):
-        assert_close(g, w, bound, f"gradient to {name}")
+    assert_close(got[0], wanted[0], bound, "gradient to factor")
+    # A sum of both signs: exact to a share of its terms, whatever is left of them.
+    assert ((got[1] - wanted[1]).abs() <= bound * grad.abs().sum(1)).all()
     return values, vectors
 
 

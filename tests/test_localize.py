@@ -51,14 +51,6 @@ from ris_pytorch_pipeline.spectrum import (
 SMALL = SystemConfig(n_h=4, n_v=3, antennas=4, snapshots=4, max_sources=2)
 
 
-@pytest.fixture
-def seed(request: pytest.FixtureRequest) -> int:
-    """A fresh seed in every run, printed when a test fails."""
-    value = int(np.random.SeedSequence().generate_state(1)[0])
-    print(f"seed {value}")
-    return value
-
-
 def random_covariance(generator: torch.Generator, batch: int, elements: int) -> Tensor:
     factor = torch.randn(batch, elements, elements + 2, dtype=torch.complex128, generator=generator)
     return factor @ factor.mH

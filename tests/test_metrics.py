@@ -11,9 +11,7 @@ import pytest
 from ris_pytorch_pipeline.metrics import match_positions, summarise_matches
 
 
-def test_matching_recovers_a_permutation() -> None:
-    seed = int(np.random.SeedSequence().generate_state(1)[0])
-    print(f"seed {seed}")  # shown when the test fails
+def test_matching_recovers_a_permutation(seed: int) -> None:
     rng = np.random.default_rng(seed)
     truth = rng.uniform(-5, 5, (5, 3))
     order = rng.permutation(5)
