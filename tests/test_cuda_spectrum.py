@@ -41,8 +41,9 @@ def check(x: Tensor, rho: Tensor | None = None, **options: int) -> tuple[Tensor,
     grad = torch.randn(values.shape, dtype=torch.float64)
     wanted = reference.factored_spectrum_backward(grad, wide, u)
     got = spectrum_backward(grad.to(values.dtype), x, vectors, **options)
-    assert_close(got[0], wanted[0], bound, "gradient to factor")
-    # A sum of both signs: exact to a share of its terms, whatever is left of them.
+    # Sums of both signs: exact to a share of their terms, whatever is left of them.
+    largest_slope = 2 * wide.flatten(1).norm(dim=1) * grad.abs().amax(1)
+    assert ((got[0] - wanted[0]).flatten(1).norm(dim=1) <= bound * largest_slope).all()
     assert ((got[1] - wanted[1]).abs() <= bound * grad.abs().sum(1)).all()
     return values, vectors
 
