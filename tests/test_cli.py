@@ -79,9 +79,11 @@ def test_train_uses_every_kind_of_configuration(
     assert config.covariance == CovarianceConfig(beta=0.5) and config.system == TINY
     assert config.data.shards == str(work / "shards")
 
-    assert "--resume" in error_of(capsys, ["train", "--config", file, "--out", str(tmp_path / "a")])
+    assert "--resume auto" in error_of(
+        capsys, ["train", "--config", file, "--out", str(tmp_path / "a")]
+    )
     again = ["train", "--config", str(tmp_path / "a" / "config.json"), "--out", str(tmp_path / "a")]
-    assert main([*again, "--resume", "--train.epochs", "2"]) == 0
+    assert main([*again, "--resume", "auto", "--train.epochs", "2"]) == 0
     records = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
     epochs = [r["epoch"] for r in map(json.loads, records) if r["kind"] == "epoch"]
     assert epochs == [1, 2]
@@ -270,7 +272,7 @@ def test_altered_shards_are_refused_before_any_work(
 def test_training_without_a_finite_validation_loss_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ris_pytorch_pipeline.train.validate", lambda *args: {"total": math.nan})
+    monkeypatch.setattr("ris_pytorch_pipeline.trainer.validate", lambda *args: {"total": math.nan})
     line = error_of(capsys, ["train", "--out", str(tmp_path / "run"), *TRAIN], status=1)
     assert "no validation loss was finite" in line
 

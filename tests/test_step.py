@@ -9,7 +9,7 @@ import torch
 from training_helpers import CPU, experiment, make_trainer, read_metrics, same, scenes_of, with_nan
 
 from ris_pytorch_pipeline import loss as loss_module
-from ris_pytorch_pipeline import train as train_module
+from ris_pytorch_pipeline import trainer as trainer_module
 from ris_pytorch_pipeline.checkpoint import load_checkpoint
 from ris_pytorch_pipeline.configs import (
     TrainConfig,
@@ -52,7 +52,7 @@ def poison_loss_value_only(trainer, patch):
 
 
 def poison_sample(trainer, patch):
-    patch.setattr(train_module, "infer", lambda net, scenes: infer(net, with_nan(scenes, row=5)))
+    patch.setattr(trainer_module, "infer", lambda net, scenes: infer(net, with_nan(scenes, row=5)))
 
 
 @pytest.mark.parametrize(

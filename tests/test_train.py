@@ -12,7 +12,7 @@ from rich.console import Console
 from training_helpers import CPU, experiment, read_metrics, same
 
 from ris_pytorch_pipeline import progress
-from ris_pytorch_pipeline import train as train_module
+from ris_pytorch_pipeline import trainer as trainer_module
 from ris_pytorch_pipeline.checkpoint import load_checkpoint
 from ris_pytorch_pipeline.configs import (
     ConfigError,
@@ -44,7 +44,7 @@ def test_a_whole_run(tmp_path, capsys):
     loaded = load_checkpoint(result.checkpoint, expect=config.covariance)
     assert loaded.config == config and loaded.state["val_loss"] == result.best_val_loss
     trainer = Trainer(config, CPU)
-    again = train_module.validate(loaded.net, trainer.loss, trainer.data.validation)
+    again = trainer_module.validate(loaded.net, trainer.loss, trainer.data.validation)
     assert again["total"] == pytest.approx(result.best_val_loss, rel=1e-6)
 
 
@@ -56,7 +56,7 @@ def test_validation_uses_the_inference_pass_and_the_averaged_weights(tmp_path, m
         seen.append((net, scenes, result.r_blend.detach()))
         return result
 
-    monkeypatch.setattr(train_module, "infer", spy)
+    monkeypatch.setattr(trainer_module, "infer", spy)
     config = experiment(epochs=1, swa_start=1.0)
     result = fit(config, tmp_path, quiet=True)
     net, scenes, blend = seen[-1]
@@ -139,7 +139,7 @@ def test_resume_refuses_another_experiment(tmp_path):
 
 def test_early_stopping(tmp_path, monkeypatch):
     values = iter([3.0, 2.0, 2.5, 2.0, 1.0])
-    monkeypatch.setattr(train_module, "validate", lambda *a: {"total": next(values)})
+    monkeypatch.setattr(trainer_module, "validate", lambda *a: {"total": next(values)})
     config = experiment(epochs=9, patience=2, swa_start=1.0)
     result = fit(config, tmp_path, quiet=True)
     assert len(result.history) == 4 and result.best_val_loss == 2.0

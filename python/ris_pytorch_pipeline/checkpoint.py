@@ -4,7 +4,8 @@
 ``weights.safetensors`` holds the network's weights, ``config.json`` the experiment, ``state.pt``
 the rest (tensors and plain values only, so that ``torch.load(weights_only=True)`` reads it) and
 ``manifest.json`` the SHA-256 of the three. A folder is written beside its destination and renamed
-into place, so that a reader finds the old checkpoint or the new one.
+into place, so that a reader finds the old checkpoint or the new one; it is on the disk before the
+old one goes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from .configs import (
     save_config,
     to_dict,
 )
+from .durable import draft_of, sync
 from .model import LocalizationNet
 
 FORMAT = 1
@@ -92,7 +93,7 @@ def save_checkpoint(
         )
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f"{folder.name}.writing-{os.getpid()}")
+    draft = draft_of(folder)
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
@@ -103,11 +104,14 @@ def save_checkpoint(
         digests = {name: _digest(draft / name) for name in (WEIGHTS, CONFIG, STATE)}
         manifest = {"format": FORMAT, "sha256": digests}
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        for name in (WEIGHTS, CONFIG, STATE, MANIFEST, "."):
+            sync(draft / name)
         previous = _previous(folder)
         if folder.exists():
             shutil.rmtree(previous, ignore_errors=True)
             folder.rename(previous)
         draft.rename(folder)
+        sync(folder.parent)
         shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -3,8 +3,8 @@
 
 ``--help`` and usage errors answer at once, without importing PyTorch. An error of the user's is one
 line on stderr and exit status 2; work that failed (a search without a result, a failed checklist)
-is one line and status 1; Ctrl-C is 130. ``RIS_TRACEBACK=1`` in the environment shows the trace of
-an error instead.
+is one line and status 1; Ctrl-C is 130 and SIGTERM, where work is saved first, 143.
+``RIS_TRACEBACK=1`` in the environment shows the trace of an error instead.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .commands import CommandError, Hpo, ImportShards, Localize, Simulate, Train
 from .configs import ConfigError, ExperimentConfig, load_config
 from .hpo import HpoError, HpoOptions, load_best
 from .inspection import Checklist, Info, Plot, Profile
+from .interrupts import Interrupted
 
 
 def _value(args: Sequence[str], option: str) -> str | None:
@@ -117,9 +118,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = int(_parse(args).run())
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
-        print("ris: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        reason = f": {stop}" if str(stop) else ""
+        print(f"ris: interrupted{reason}", file=sys.stderr)
+        return stop.status if isinstance(stop, Interrupted) else 130
     except BrokenPipeError:
         # The reader of a pipe has left; Python must not try to flush to it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -143,8 +143,8 @@ class Train:
     """best.json of a search, in place of --config."""
     out: str = "results_train"
     """Folder of the run."""
-    resume: bool = False
-    """Continue the run in the folder after its last complete epoch."""
+    resume: Literal["no", "auto"] = "no"
+    """auto: continue the run in the folder where it was last saved, or begin if there is none."""
     overwrite: bool = False
     """Replace the run that is in the folder."""
     verify: bool = True
@@ -154,18 +154,27 @@ class Train:
         """Train; status 1 if the checklist failed or the training could not go on."""
         from .checkpoint import has_checkpoint
         from .hpo import checklist_passed
+        from .interrupts import Interrupted
         from .train import TrainingError, fit
 
         verify_shards(self.experiment.data.shards, self.verify)
         held = has_checkpoint(Path(self.out) / "last")
-        if self.resume and not held:
-            print(f"{self.out} holds no complete epoch: training starts at the beginning")
-        if held and not (self.resume or self.overwrite):
-            raise ConfigError(f"{self.out} holds a run: --resume it, --overwrite it, or use --out")
+        resume = self.resume == "auto"
+        if resume and self.overwrite:
+            raise ConfigError("train: give --resume auto or --overwrite, not both")
+        if resume and not held:
+            print(f"{self.out} holds no saved run: training starts at the beginning")
+        if held and not (resume or self.overwrite):
+            raise ConfigError(
+                f"{self.out} holds a run: --resume auto, --overwrite, or another --out"
+            )
         try:
-            result = fit(self.experiment, self.out, resume=self.resume)
+            result = fit(self.experiment, self.out, resume=resume)
         except TrainingError as error:
             raise CommandError(str(error)) from error
+        except Interrupted as stop:
+            stop.args = (f"{stop}; the same command with --resume auto goes on",)
+            raise
         print(
             f"training loss {result.first_train_loss:.4f} -> {result.last_train_loss:.4f}, "
             f"validation loss {result.best_val_loss:.4f}, {result.skipped_steps} skipped steps"

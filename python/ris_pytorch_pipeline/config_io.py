@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
+from .durable import write_atomically
+
 ConfigT = TypeVar("ConfigT")
 
 
@@ -109,7 +111,7 @@ def from_dict(cls: type[ConfigT], data: Any, where: str = "config") -> ConfigT:
 
 def save_config(config: Any, path: str | Path) -> None:
     """Write ``config`` as indented JSON."""
-    Path(path).write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    write_atomically(Path(path), json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def load_config(cls: type[ConfigT], path: str | Path) -> ConfigT:

@@ -2,12 +2,13 @@
 """Training and validation scenes: simulated on the fly, or read from a folder of shards.
 
 Both sources plan an epoch as a list of batch sizes, hold one fixed validation set apart from the
-training data, and can be saved and continued exactly. On CUDA the next batch is made beside the
-training step (:mod:`.prefetch`).
+training data, and can be saved and continued exactly, between any two batches. On CUDA the next
+batch is made beside the training step (:mod:`.prefetch`); what is saved is where the consumer is.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, Protocol, TypeAlias
@@ -49,7 +50,8 @@ class SceneSource(Protocol):
     """The validation set, in batches, on the training device."""
 
     def epoch(self) -> Batches:
-        """The batches of the next epoch, on the training device; to be closed when left early."""
+        """The batches that are left of the present epoch, or all of the next one, on the training
+        device; to be closed when left early."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -86,16 +88,32 @@ class SimulatedScenes:
             held_out.batch(size) for size in _batch_sizes(config.data.val_samples, batch_size)
         ]
         self._simulator = simulator("train")
+        self._position, self._state = 0, self._simulator.state_dict()
         self.ahead = _ahead(device)
 
     def epoch(self) -> Batches:
-        return self.ahead(self._simulator.batch(size) for size in self.batch_sizes)
+        self._position %= len(self.batch_sizes)
+        # Batches that were made ahead of a consumer who left are made again.
+        self._simulator.load_state_dict(self._state)
+        states: list[dict[str, torch.Tensor]] = []
+
+        def made() -> Batches:
+            for size in self.batch_sizes[self._position :]:
+                scenes = self._simulator.batch(size)
+                states.append(self._simulator.state_dict())
+                yield scenes
+
+        with contextlib.closing(self.ahead(made())) as batches:
+            for scenes in batches:
+                self._position, self._state = self._position + 1, states.pop(0)
+                yield scenes
 
     def state_dict(self) -> dict[str, Any]:
-        return self._simulator.state_dict()
+        return {**self._state, "position": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._simulator.load_state_dict(state)
+        self._position = state.get("position", 0)
+        self._state = {name: value for name, value in state.items() if name != "position"}
 
 
 class ShardScenes:
@@ -128,21 +146,32 @@ class ShardScenes:
         self.batch_sizes = _batch_sizes(len(self.train_indices), batch_size)
         self.validation = [self._read(part) for part in torch.split(self.val_indices, batch_size)]
         self._generator = torch.Generator().manual_seed(config.train.seed)
+        # The generator as it is before the present epoch's order is drawn.
+        self._position, self._state = 0, self._generator.get_state()
         self.ahead = _ahead(device)
 
     def _read(self, indices: torch.Tensor) -> Scenes:
         return self._dataset.batch(indices).to(self._device)
 
     def epoch(self) -> Batches:
+        if self._position == len(self.batch_sizes):
+            self._position, self._state = 0, self._generator.get_state()
+        self._generator.set_state(self._state)
         order = torch.randperm(len(self.train_indices), generator=self._generator)
-        parts = torch.split(self.train_indices[order], self.batch_sizes[0])
-        return self.ahead(self._read(part) for part in parts)
+        parts = torch.split(self.train_indices[order], self.batch_sizes[0])[self._position :]
+        with contextlib.closing(self.ahead(self._read(part) for part in parts)) as batches:
+            for scenes in batches:
+                self._position += 1
+                yield scenes
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generator": self._generator.get_state()}
+        if self._position == len(self.batch_sizes):
+            return {"generator": self._generator.get_state(), "position": 0}
+        return {"generator": self._state, "position": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._generator.set_state(state["generator"].cpu())
+        self._position, self._state = state.get("position", 0), state["generator"].cpu()
+        self._generator.set_state(self._state)
 
 
 def open_scenes(config: ExperimentConfig, device: torch.device) -> SceneSource:

@@ -39,7 +39,7 @@ from .configs import (
     from_dict,
     to_dict,
 )
-from .locking import write_atomically
+from .durable import write_atomically
 from .search_space import SPACES, apply_parameters, starting_point
 from .study import SharedStudy
 

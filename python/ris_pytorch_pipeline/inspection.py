@@ -16,7 +16,7 @@ import tyro
 
 from .commands import AllFields, CommandError, ConfigFile, verify_shards
 from .configs import ConfigError, ExperimentConfig, load_config
-from .locking import write_atomically
+from .durable import write_atomically
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files shared by several processes: a lock that ends with its process, and atomic writes.
+"""Folders shared by several processes: a lock that ends with its process.
 
 POSIX ``flock`` is used, because the kernel drops it when a process dies, however it dies.
 """
@@ -7,7 +7,6 @@ POSIX ``flock`` is used, because the kernel drops it when a process dies, howeve
 from __future__ import annotations
 
 import fcntl
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -18,6 +17,8 @@ LOCK = ".lock"
 class FolderLock:
     """Exclusive lock of a folder, held by one process at a time; makes the folder if needed.
 
+    Locks of one folder under different names do not know of each other.
+
     Use it in a ``with`` statement, or :meth:`acquire` and :meth:`release` it.
 
     >>> import tempfile
@@ -26,18 +27,31 @@ class FolderLock:
     True
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, name: str = LOCK) -> None:
+        self.path = folder / name
         self._file: IO[str] | None = None
 
     def acquire(self) -> FolderLock:
         """Wait for the lock and take it; one that is held already stays held throughout."""
         if self._file is not None:
             return self
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = (self.folder / LOCK).open("w")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("w")
         fcntl.flock(self._file, fcntl.LOCK_EX)
         return self
+
+    def try_acquire(self) -> bool:
+        """Take the lock if nobody holds it; whether it is held now."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.open("w")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                return False
+            self._file = file
+        return True
 
     def release(self) -> None:
         """Give the lock back."""
@@ -68,10 +82,3 @@ class FolderLock:
             except BlockingIOError:
                 return True
         return False
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` so that a reader finds the old file or the new one, never a part."""
-    draft = path.with_name(f"{path.name}.writing-{os.getpid()}")
-    draft.write_text(text)
-    draft.replace(path)

@@ -22,6 +22,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from .durable import write_atomically
+
 
 def _plain(value: Any) -> Any:
     """JSON has no NaN or infinity: they become null."""
@@ -47,9 +49,8 @@ def _open_records(path: Path, done_steps: int) -> TextIO:
             break
         if record["step"] <= done_steps and record["kind"] != "swa":
             kept.append(line + "\n")
-    stream = path.open("w")
-    stream.writelines(kept)
-    return stream
+    write_atomically(path, "".join(kept))
+    return path.open("a")
 
 
 class RunLog:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from .configs import SimulationConfig, SystemConfig, to_dict
+from .durable import sync, write_atomically
 from .simulate import Scenes
 
 SCHEMA = 1
@@ -66,7 +67,10 @@ class _HashedFile:
         return len(data)
 
     def close(self) -> None:
-        self._file.close()
+        """Close the file once its data are on the disk."""
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def entry(self) -> dict[str, Any]:
         """What the manifest says about this file."""
@@ -154,7 +158,7 @@ class FolderWriter:
             "shards": self._shards,
         }
         manifest["sha256"] = manifest_digest(manifest)
-        (self._staging / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        write_atomically(self._staging / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         if os.path.lexists(self.folder):
             retired = self._staging.with_suffix(".retired")
             os.replace(self.folder, retired)
@@ -166,4 +170,5 @@ class FolderWriter:
             shutil.rmtree(retired)
         else:
             os.replace(self._staging, self.folder)
+        sync(self.folder.parent)
         return manifest

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interrupts that wait for the work at hand: finish the step, save, then stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Work that was stopped by a signal after it had been saved; the message says where."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.status = 128 + signum
+        """Exit status by which a shell knows the signal."""
+
+
+class DeferredInterrupt:
+    """In its ``with`` block the first SIGINT or SIGTERM is only noted, in :attr:`signum`.
+
+    The second one of any kind acts at once, as SIGINT does by default. Signals are delivered to the
+    main thread alone; in another one the block changes nothing.
+
+    >>> with DeferredInterrupt() as interrupt:
+    ...     signal.raise_signal(signal.SIGINT)
+    ...     interrupt.signum == signal.SIGINT
+    True
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        """The signal that has arrived."""
+        self._before: dict[signal.Signals, object] = {}
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            raise KeyboardInterrupt
+        self.signum = signum
+
+    def __enter__(self) -> DeferredInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {kind: signal.signal(kind, self._note) for kind in _SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training run: its moving parts, their saved form, a step, an epoch.
+
+Everything that decides what comes next (weights, optimizer, schedule, scaler, averages, random
+streams, place in the data, counters) is in :meth:`Trainer.state_dict`, so that a run continued from
+a checkpoint reaches bitwise the parameters of a run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import config_differences, load_checkpoint, save_checkpoint
+from .configs import ConfigError, ExperimentConfig
+from .data import open_scenes
+from .loss import LocalizationLoss
+from .model import LocalizationNet, infer
+from .optim import StepGuard, StepReport, WeightAverage, build_optimizer, warmup_cosine
+from .progress import RunLog
+from .simulate import Scenes
+
+FREE_TO_CHANGE = {"epochs", "patience", "log_every", "checkpoint_every", "device", "covariance"}
+"""Fields of TrainConfig that may differ when a run is continued."""
+
+Metrics = dict[str, float]
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Outcome of a training."""
+
+    best_val_loss: float
+    """Lowest validation loss; infinite if none was finite."""
+    first_train_loss: float
+    """Mean over the first ``log_every`` real steps, at most the first half of all."""
+    last_train_loss: float
+    """Mean over as many last steps."""
+    history: list[Metrics]
+    """Metrics of every epoch."""
+    skipped_steps: int
+    """Steps skipped because of a non-finite gradient or loss."""
+    checkpoint: Path
+    """The best checkpoint, or the last where no validation loss was finite."""
+
+
+@torch.no_grad()
+def validate(net: LocalizationNet, loss: LocalizationLoss, batches: Iterable[Scenes]) -> Metrics:
+    """Mean of every loss term over the scenes of ``batches``, through :func:`infer`."""
+    was_training = net.training
+    net.eval()
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for scenes in batches:
+        for name, value in loss(infer(net, scenes), scenes).items():
+            sums[name] = sums.get(name, value.new_zeros(())) + value * len(scenes)
+        count += len(scenes)
+    net.train(was_training)
+    means = (torch.stack(list(sums.values())) / count).tolist()
+    return dict(zip(sums, means, strict=True))
+
+
+class Trainer:
+    """The moving parts of one run, and their saved form."""
+
+    def __init__(self, config: ExperimentConfig, device: torch.device) -> None:
+        train = config.train
+        self.config, self.device = config, device
+        self.data = open_scenes(config, device)
+        self.net = LocalizationNet(config.system, config.model, config.covariance).to(device)
+        self.loss = LocalizationLoss(
+            config.system, config.loss, config.covariance, train.covariance
+        )
+        sizes, group = self.data.batch_sizes, train.accumulate
+        self.groups = [sizes[i : i + group] for i in range(0, len(sizes), group)]
+        self.total_steps = train.epochs * len(self.groups)
+        parameter_groups = self.net.parameter_groups()
+        optimizer = build_optimizer(parameter_groups, train)
+        self.amp = train.amp and device.type == "cuda"
+        self.guard = StepGuard(
+            parameter_groups,
+            optimizer,
+            warmup_cosine(optimizer, train, self.total_steps),
+            torch.amp.GradScaler(device.type, enabled=self.amp),
+            train.clip_norm,
+            self._after_step,
+        )
+        self.ema = WeightAverage.exponential(self.net, train.ema_decay) if train.ema_decay else None
+        self.swa = WeightAverage.stochastic(self.net) if train.swa_start < 1 else None
+        self.real_steps = self.epoch = self.stale_epochs = 0
+        self.best = math.inf
+        self.history: list[Metrics] = []
+        self.first_losses: list[float] = []
+        self.last_losses: list[float] = []
+        # Of the present epoch: steps tried, scenes of those taken, sums of their loss terms.
+        self.epoch_steps = self.epoch_scenes = 0
+        self.epoch_sums: dict[str, Tensor] = {}
+
+    @property
+    def steps(self) -> int:
+        """Steps tried so far, of all epochs."""
+        return self.epoch * len(self.groups) + self.epoch_steps
+
+    def _after_step(self) -> None:
+        self.real_steps += 1
+        if self.ema is not None:
+            self.ema.update(self.net)
+        if (
+            self.swa is not None
+            and self.real_steps > self.config.train.swa_start * self.total_steps
+        ):
+            self.swa.update(self.net)
+
+    def _parts(self) -> dict[str, Any]:
+        guard = self.guard
+        parts = {"optimizer": guard.optimizer, "scheduler": guard.scheduler, "data": self.data}
+        parts |= {"scaler": guard.scaler, "ema": self.ema, "swa": self.swa}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    _COUNTERS = (
+        "real_steps", "epoch", "stale_epochs", "best", "history", "first_losses", "last_losses",
+        "epoch_steps", "epoch_scenes", "epoch_sums",
+    )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the network's weights; tensors and plain values only."""
+        state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
+        state["counters"] = {name: getattr(self, name) for name in self._COUNTERS}
+        state["skipped"], state["device"] = self.guard.skipped, self.device.type
+        state["random"] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def restore(self, folder: Path) -> None:
+        """Continue from the checkpoint in ``folder``."""
+        saved = load_checkpoint(folder, device=self.device)
+        kept = {name: getattr(saved.config.train, name) for name in FREE_TO_CHANGE}
+        comparable = dataclasses.replace(
+            self.config, train=dataclasses.replace(self.config.train, **kept)
+        )
+        if saved.state["device"] != self.device.type:
+            raise ConfigError(
+                f"{folder}: a run on {saved.state['device']} cannot continue on "
+                f"{self.device.type}, whose random streams differ; set train.device"
+            )
+        differences = config_differences(saved.config, comparable)
+        if differences:
+            raise ConfigError(
+                f"{folder}: cannot continue with another configuration (saved -> wanted): "
+                f"{', '.join(differences)}; use the saved one or another output folder"
+            )
+        self.net.load_state_dict(saved.net.state_dict())
+        for name, part in self._parts().items():
+            part.load_state_dict(saved.state[name])
+        for name, value in saved.state["counters"].items():
+            setattr(self, name, value)
+        self.guard.skipped = saved.state["skipped"]
+        torch.set_rng_state(saved.state["random"]["cpu"].cpu())
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(saved.state["random"]["cuda"].cpu(), self.device)
+
+    def train_step(self, batches: list[Scenes]) -> tuple[StepReport, dict[str, Tensor]]:
+        """One step over the batches of an accumulation group; returns the terms' means too."""
+        samples = sum(map(len, batches))
+        means: dict[str, Tensor] = {}
+        for scenes in batches:
+            share = len(scenes) / samples
+            with torch.autocast(self.device.type, torch.float16, enabled=self.amp):
+                inference = infer(self.net, scenes)
+            terms = self.loss(inference, scenes)
+            torch.autograd.backward(self.guard.scaler.scale(terms["total"] * share))
+            for name, value in terms.items():
+                means[name] = means.get(name, 0.0) + value.detach() * share
+        return self.guard(means["total"]), means
+
+    def train_epoch(self, log: RunLog, between_steps: Callable[[], None]) -> Metrics:
+        """The steps that are left of the present epoch; returns the means over its real steps.
+
+        ``between_steps`` is called after every step but the last; what it raises ends the epoch.
+        """
+        self.net.train()
+        train = self.config.train
+        label, rate = f"{self.epoch + 1}/{train.epochs}", self.guard.scheduler
+        with contextlib.closing(self.data.epoch()) as batches:
+            for group in self.groups[self.epoch_steps :]:
+                lr = float(rate.get_last_lr()[0])
+                report, terms = self.train_step([next(batches) for _ in group])
+                values = {"loss": report.loss, "lr": lr}
+                if report.stepped:
+                    self._count(sum(group), report.loss, terms)
+                else:
+                    self._report_skip(log, report)
+                self.epoch_steps += 1
+                number, last = self.epoch_steps, self.epoch_steps == len(self.groups)
+                log.advance(
+                    label, values, show=number % train.log_every == 0 or number == 1 or last
+                )
+                if not last:
+                    between_steps()
+        if not self.epoch_scenes:
+            raise TrainingError(
+                f"no step of epoch {self.epoch + 1} had finite gradients ({self.guard.skipped} "
+                "skipped): check the data for non-finite values, or lower the learning rates"
+            )
+        means = (torch.stack(list(self.epoch_sums.values())) / self.epoch_scenes).tolist()
+        return {f"train_{name}": v for name, v in zip(self.epoch_sums, means, strict=True)}
+
+    def _count(self, scenes: int, loss: float, terms: dict[str, Tensor]) -> None:
+        """Take a real step into the sums of its epoch and the losses of the run's ends."""
+        self.epoch_scenes += scenes
+        for name, value in terms.items():
+            self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value * scenes
+        every = self.config.train.log_every
+        if len(self.first_losses) < every:
+            self.first_losses.append(loss)
+        self.last_losses = [*self.last_losses, loss][-every:]
+
+    def _report_skip(self, log: RunLog, report: StepReport) -> None:
+        norms = {f"grad_{name}": value for name, value in report.norms.items()}
+        values = {"loss": report.loss, **norms, "skipped_steps": self.guard.skipped}
+        log.record("skipped", values)
+        shown = " ".join(f"{name}={value:.3g}" for name, value in values.items())
+        log.say(f"step {log.done_steps + 1} skipped, nothing changed: non-finite among {shown}")
+
+    def evaluated(self) -> tuple[str, LocalizationNet]:
+        """The weights that validation and the best checkpoint use, and their name."""
+        return ("model", self.net) if self.ema is None else ("ema", self.ema.module)
+
+    def keep_if_best(self, folder: Path, weights: str, net: LocalizationNet, value: float) -> bool:
+        """Save ``net`` as the best checkpoint if its validation loss is the lowest so far."""
+        if not value < self.best:
+            return False
+        self.best = value
+        state = {"epoch": self.epoch, "val_loss": value, "weights": weights}
+        save_checkpoint(folder, self.config, net, state)
+        return True
+
+    def save(self, out_dir: Path) -> None:
+        """Save everything as the checkpoint ``last``."""
+        save_checkpoint(out_dir / "last", self.config, self.net, self.state_dict())
+
+    def run_epoch(
+        self, out_dir: Path, log: RunLog, between_steps: Callable[[], None] = lambda: None
+    ) -> Metrics:
+        """Train, validate and save one epoch, or what is left of it."""
+        metrics = self.train_epoch(log, between_steps)
+        weights, net = self.evaluated()
+        metrics |= {
+            f"val_{k}": v for k, v in validate(net, self.loss, self.data.validation).items()
+        }
+        metrics["train_loss"], metrics["val_loss"] = metrics["train_total"], metrics["val_total"]
+        metrics["skipped_steps"] = float(self.guard.skipped)
+        self.epoch, self.epoch_steps, self.epoch_scenes, self.epoch_sums = self.epoch + 1, 0, 0, {}
+        better = self.keep_if_best(out_dir / "best", weights, net, metrics["val_loss"])
+        self.stale_epochs = 0 if better else self.stale_epochs + 1
+        self.history.append(metrics)
+        # First the record: a run killed before the save repeats the epoch and drops it.
+        log.record("epoch", {"epoch": self.epoch, **metrics})
+        self.save(out_dir)
+        log.say(
+            f"epoch {self.epoch}/{self.config.train.epochs}  train loss "
+            f"{metrics['train_loss']:.4f}  validation loss {metrics['val_loss']:.4f} "
+            f"({weights} weights)  skipped steps {self.guard.skipped}"
+        )
+        return metrics
+
+    def finish(self, out_dir: Path, log: RunLog) -> TrainResult:
+        """Validate the SWA weights, which may be the best, and sum up."""
+        if self.swa is not None and self.swa.count:
+            value = validate(self.swa.module, self.loss, self.data.validation)["total"]
+            better = self.keep_if_best(out_dir / "best", "swa", self.swa.module, value)
+            log.record("swa", {"val_loss": value, "updates": self.swa.count})
+            log.say(f"SWA weights: validation loss {value:.4f}{' (best)' if better else ''}")
+        checkpoint = out_dir / ("best" if math.isfinite(self.best) else "last")
+        # The two windows share no step, so that a short run shows its progress too.
+        window = max(1, min(len(self.first_losses), self.real_steps // 2))
+        ends = self.first_losses[:window], self.last_losses[-window:]
+        first, last = (sum(losses) / window for losses in ends)
+        return TrainResult(self.best, first, last, self.history, self.guard.skipped, checkpoint)
