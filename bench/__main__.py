@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import compare
-from bench.machine import pin
+from bench.machine import keep_freed_memory, pin
 
 GPU_SHAPES = ("B=64", "B=4096")
 """Every variant of every operator at its default sizes and these numbers of scenes."""
@@ -174,6 +174,7 @@ def _measure(parser: argparse.ArgumentParser, options: argparse.Namespace, start
         measure_memory=not options.no_memory,
         device=options.device,
         verified_scenes=VERIFIED_SCENES[options.device],
+        keeps_freed_memory=keep_freed_memory(),
     )
     try:
         shapes = options.shapes or (GPU_SHAPES if options.device == "cuda" else [])

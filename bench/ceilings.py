@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the machine can do at the same threads in the same run: the yardsticks of every floor.
 
-The rates of float32 and of float64 multiply-adds are those of a large sgemm and dgemm, of PyTorch
-or NumPy, whichever is faster: what code written for the machine's FMA units gets out of them, at
-the clock rate of the run. Bandwidths are measured over sizes, for data that fits a cache comes from
-there: ``read`` by sums and inner products, ``copy`` counting what is read and what is written,
-``write`` by filling, each of its library calls at its fastest. Measured before the first case,
-about every minute and after the last case, and the highest kept: a neighbour's load on the machine
-must not lower a ceiling.
+The rates of float32 and of float64 are those of multiply-adds between registers, in the
+instruction set of the kernels on every thread at once, at the clock rate of the run. A large sgemm
+and dgemm, of PyTorch or NumPy, stand beside them, and take their place where they are faster.
+Bandwidths are measured over sizes, for data that fits a cache comes from there: ``read`` by sums
+and inner products, ``copy`` counting what is read and what is written, ``write`` by filling, each
+of its library calls at its fastest. Measured before the first case, about every minute and after
+the last case, and the highest kept: a neighbour's load on the machine must not lower a ceiling.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy
 import torch
 
 from bench.registry import Cost
+from riskernels import library
 
 GEMM_EDGE = 1536
 SIZES = tuple(2**power for power in range(20, 29))
 SECONDS = 0.02
 GEMM_SECONDS = 0.2
+ROUNDS = 100_000
+"""Of the multiply-adds between registers: some milliseconds."""
 
 
 def _fastest(call: Callable[[], Any], seconds: float = SECONDS) -> float:
@@ -40,17 +44,35 @@ def _fastest(call: Callable[[], Any], seconds: float = SECONDS) -> float:
             return best
 
 
-def _gemm_flops(dtype: torch.dtype) -> dict[str, float]:
+def _gemm_flops(name: str, dtype: torch.dtype) -> dict[str, float]:
     a = torch.randn(GEMM_EDGE, GEMM_EDGE, dtype=dtype)
     b = torch.randn(GEMM_EDGE, GEMM_EDGE, dtype=dtype)
     out = torch.empty_like(a)
     a_numpy, b_numpy, out_numpy = a.numpy(), b.numpy(), out.numpy()
     flops = 2.0 * GEMM_EDGE**3
     return {
-        "torch": flops / _fastest(lambda: torch.mm(a, b, out=out), GEMM_SECONDS),
-        "numpy": flops
+        f"{name} {GEMM_EDGE} of torch": flops
+        / _fastest(lambda: torch.mm(a, b, out=out), GEMM_SECONDS),
+        f"{name} {GEMM_EDGE} of numpy": flops
         / _fastest(lambda: numpy.matmul(a_numpy, b_numpy, out=out_numpy), GEMM_SECONDS),
     }
+
+
+def _multiply_add_flops(double_precision: bool) -> dict[str, float]:
+    """FLOP/s of multiply-adds between registers, of all threads together; empty without kernels."""
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+
+        def run() -> float:
+            tasks = [
+                pool.submit(library.multiply_adds, ROUNDS, double_precision) for _ in range(threads)
+            ]
+            return sum(task.result() or 0.0 for task in tasks)
+
+        flops = run()
+        if not flops:
+            return {}
+        return {f"{library.simd_level()} multiply-adds": flops / _fastest(run, GEMM_SECONDS)}
 
 
 def _bandwidths(size: int) -> dict[str, float]:
@@ -72,19 +94,21 @@ def _bandwidths(size: int) -> dict[str, float]:
 
 def measure(earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """FLOP/s, and bytes/s at every size of ``SIZES``; never below those measured earlier."""
-    gemm = {"sgemm": _gemm_flops(torch.float32), "dgemm": _gemm_flops(torch.float64)}
+    rates = {
+        "float32": _gemm_flops("sgemm", torch.float32) | _multiply_add_flops(False),
+        "float64": _gemm_flops("dgemm", torch.float64) | _multiply_add_flops(True),
+    }
     bandwidth = [_bandwidths(size) for size in SIZES]
     if earlier is not None:
-        gemm = {name: _highest(earlier[f"{name}_flops"], rates) for name, rates in gemm.items()}
+        rates = {name: _highest(earlier["rates"][name], found) for name, found in rates.items()}
         bandwidth = list(map(_highest, earlier["bandwidth"], bandwidth))
-    best = {name: max(rates, key=rates.__getitem__) for name, rates in gemm.items()}
+    best = {name: max(found, key=found.__getitem__) for name, found in rates.items()}
     return {
-        "float32_flops": gemm["sgemm"][best["sgemm"]],
-        "float32_flops_source": f"sgemm {GEMM_EDGE} of {best['sgemm']}",
-        "float64_flops": gemm["dgemm"][best["dgemm"]],
-        "float64_flops_source": f"dgemm {GEMM_EDGE} of {best['dgemm']}",
-        "sgemm_flops": gemm["sgemm"],
-        "dgemm_flops": gemm["dgemm"],
+        "float32_flops": rates["float32"][best["float32"]],
+        "float32_flops_source": best["float32"],
+        "float64_flops": rates["float64"][best["float64"]],
+        "float64_flops_source": best["float64"],
+        "rates": rates,
         "bandwidth": bandwidth,
     }
 

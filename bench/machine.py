@@ -6,6 +6,7 @@ Imports no numerical library at the top: :func:`pin` must run before they start 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.metadata
 import os
@@ -16,7 +17,16 @@ from typing import Any
 from ris_pytorch_pipeline import machine as recorded
 from ris_pytorch_pipeline.machine import machine, slug
 
-__all__ = ["ROOT", "commit", "machine", "package_versions", "pin", "slug", "versions"]
+__all__ = [
+    "ROOT",
+    "commit",
+    "keep_freed_memory",
+    "machine",
+    "package_versions",
+    "pin",
+    "slug",
+    "versions",
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "numpy", "scipy", "jax", "jaxlib", "numba", "llvmlite")
@@ -71,6 +81,9 @@ def pin(threads: int, device: str = "cpu") -> tuple[int, ...]:
     os.sched_setaffinity(0, chosen)
     for library in ("OMP", "MKL", "OPENBLAS", "NUMBA"):
         os.environ[f"{library}_NUM_THREADS"] = str(threads)
+    # What chooses kernels for an old OpenBLAS slows the one that NumPy and SciPy bring today.
+    for override in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+        os.environ.pop(override, None)
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     # XLA sizes its pool from the affinity; with one thread this spares it the hand-over too.
     eigen = "true" if threads > 1 else "false"
@@ -80,3 +93,19 @@ def pin(threads: int, device: str = "cpu") -> tuple[int, ...]:
     else:
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     return chosen
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep what is freed, so that large outputs are not fresh pages in every call.
+
+    Faulting in and zeroing a fresh output above 32 MiB takes longer than the arithmetic that fills
+    it, for every peer alike. False where the C library has no such setting.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    largest = 2**31 - 1
+    return mallopt is not None and all(
+        mallopt(option, largest) == 1 for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD)
+    )

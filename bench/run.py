@@ -44,6 +44,8 @@ class Settings:
     device: str = "cpu"
     verified_scenes: int | None = None
     """Scenes compared with complex128, half of them from the end of the batch; all if None."""
+    keeps_freed_memory: bool = False
+    """Whether :func:`bench.machine.keep_freed_memory` holds; a record, not a switch."""
 
 
 def _prepare_peer(

@@ -149,6 +149,8 @@ def _provenance(report: Mapping[str, Any]) -> str:
         f"{largest['read'] / 1e9:.1f} GB/s read and {largest['copy'] / 1e9:.1f} GB/s copy at "
         f"{largest['bytes'] // 2**20} MiB."
     )
+    if report.get("settings", {}).get("keeps_freed_memory"):
+        about += " Freed memory was kept, so that no call had to fault in a fresh output."
     if "elapsed_seconds" in report:
         about += f" All of it took {report['elapsed_seconds'] / 60:.1f} minutes."
     return about

@@ -193,13 +193,37 @@ def simd_level() -> str | None:
 
     An unusable ``RISKERNELS_SIMD`` gives the library's message instead, which :func:`load` raises.
     """
-    status = _status["cpu"]
-    if not status.available or status.path is None:
+    function = _cpu_function("riskernels_simd_level")
+    if function is None:
         return None
-    function = ctypes.CDLL(status.path).riskernels_simd_level
     function.restype = ctypes.c_char_p
     level: bytes = function()
     return level.decode()
+
+
+def multiply_adds(rounds: int, double_precision: bool = False) -> float | None:
+    """Run multiply-adds in registers, in the instruction set of the kernels, on this thread.
+
+    Returns how many floating-point operations that were, so that a benchmark which takes the time
+    knows what the processor can do; None without the CPU library. Other threads run meanwhile.
+
+    >>> flops = multiply_adds(1000)
+    >>> flops is None or flops >= 1000
+    True
+    """
+    function = _cpu_function("riskernels_multiply_adds")
+    if function is None:
+        return None
+    function.argtypes, function.restype = (ctypes.c_int64, ctypes.c_bool), ctypes.c_double
+    return float(function(rounds, double_precision))
+
+
+def _cpu_function(name: str) -> Any:
+    """A C function of the loaded CPU library, or None without the library."""
+    status = _status["cpu"]
+    if not status.available or status.path is None:
+        return None
+    return getattr(ctypes.CDLL(status.path), name)
 
 
 class _Selection(TorchDispatchMode):

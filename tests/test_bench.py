@@ -17,6 +17,7 @@ from bench.__main__ import main
 from bench.operators import _tikhonov
 from bench.peers import torch_compile
 from bench.registry import Case, Peer
+from riskernels import library
 from riskernels.testing import assert_close
 
 TINY = {"B": 3, "L": 4, "M": 5, "N": 12, "K": 2, "r": 6, "k": 2}
@@ -184,12 +185,21 @@ def test_the_floor_is_the_larger_of_flops_and_bytes():
 def test_a_later_measurement_never_lowers_a_ceiling(monkeypatch):
     ceilings = run.machine_ceilings
     monkeypatch.setattr(ceilings, "SIZES", (2**20,))
-    high = {f"{kind}_flops": {"torch": 1e15, "numpy": 1.0} for kind in ("sgemm", "dgemm")}
-    high["bandwidth"] = [{"bytes": 2**20, "read": 1e15, "copy": 1.0, "write": 1.0}]
-    merged = ceilings.measure(high)
-    assert merged["float32_flops"] == 1e15 and merged["bandwidth"][0]["read"] == 1e15
-    assert merged["sgemm_flops"]["numpy"] > 1e8 and merged["bandwidth"][0]["copy"] > 1e8
-    assert merged["float64_flops"] == 1e15 and merged["dgemm_flops"]["numpy"] > 1e8
+    monkeypatch.setattr(ceilings, "GEMM_SECONDS", 0.0)
+    first = ceilings.measure()
+    assert all(rate > 1e8 for rates in first["rates"].values() for rate in rates.values())
+    registers = f"{library.simd_level()} multiply-adds"
+    assert all(registers in rates for rates in first["rates"].values())
+    highest = "sgemm 1536 of torch"
+    earlier = {
+        "rates": {kind: {name: 1.0 for name in rates} for kind, rates in first["rates"].items()},
+        "bandwidth": [{"bytes": 2**20, "read": 1e15, "copy": 1.0, "write": 1.0}],
+    }
+    earlier["rates"]["float32"][highest] = 1e15
+    merged = ceilings.measure(earlier)
+    assert merged["float32_flops"] == 1e15 and merged["float32_flops_source"] == highest
+    assert merged["bandwidth"][0]["read"] == 1e15 and merged["bandwidth"][0]["copy"] > 1e8
+    assert merged["float64_flops"] > 1e8
 
 
 def test_selection_and_its_errors(capsys):

@@ -21,9 +21,8 @@ inline void check_tikhonov(const char* op, DeviceType launcher, const Tensor& y,
     fail(op, "h has shape ", shape_text(h), ", expected [B, M, N] or [B, L, M, N]");
   if (codes.dim() != 3) fail(op, "codes has shape ", shape_text(codes), ", expected [B, L, N]");
   const int64_t b = y.size(0), l = y.size(1), m = y.size(2), n = codes.size(2);
-  const auto expected =
-      h.dim() == 3 ? std::vector<int64_t>{b, m, n} : std::vector<int64_t>{b, l, m, n};
-  if (codes.size(0) != b || codes.size(1) != l || shape(h) != expected)
+  const bool h_fits = h.dim() == 3 ? has_shape(h, {b, m, n}) : has_shape(h, {b, l, m, n});
+  if (codes.size(0) != b || codes.size(1) != l || !h_fits)
     fail(op, "sizes disagree: y ", shape_text(y), ", h ", shape_text(h), ", codes ",
          shape_text(codes), ", expected y [B, L, M], h [B, M, N] or [B, L, M, N], codes [B, L, N]");
   if (l < 1 || m < 1 || n < 1)

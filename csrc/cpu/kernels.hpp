@@ -78,6 +78,8 @@
   void factored_spectrum_backward(const FactoredSpectrumProblem<T>&, const T* grad,                \
                                   const int64_t* grad_stride, const T* vectors, T* grad_factor,    \
                                   T* grad_rho, int64_t begin, int64_t end);                        \
+  template <typename T>                                                                            \
+  void multiply_add_rate(int64_t rounds, T factor, T term, double& flops, T& result);              \
   }
 
 namespace riskernels {

@@ -15,7 +15,10 @@ namespace riskernels {
 // is carried around it.
 template <typename F>
 void for_each_range(int64_t tasks, const F& f) {
-  if (tasks == 0) return;
+  if (tasks <= 1) {
+    if (tasks == 1) f(0, 1);
+    return;
+  }
   std::exception_ptr error;
   std::mutex guard;
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {

@@ -115,21 +115,32 @@ def refuse_autograd(op: str) -> None:
     register_autograd(op, backward)
 
 
-def call(overload: Any, *args: Any, **kwargs: Any) -> Any:
-    """The operator, as the public functions call it.
+def caller(op: str) -> Callable[..., Any]:
+    """The operator of this name, as the public functions call it.
 
-    Where nothing is to be differentiated, traced or transformed it starts below the autograd key:
-    the rule there is in Python, and the way through it takes longer than a small scene.
+    Where nothing is to be differentiated, traced or transformed the call starts below the autograd
+    key: the rule there is in Python, and the way through it takes longer than a small scene. For
+    the same reason everything that does not change between calls is looked up once, here.
     """
-    if (
-        torch.compiler.is_compiling()
-        or forward_ad._current_level >= 0
-        or torch._C._functorch.maybe_current_level() is not None
-        or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args, **kwargs))
-    ):
-        return overload(*args, **kwargs)
-    with torch._C._AutoDispatchBelowAutograd():
-        return overload(*args, **kwargs)
+    overload = getattr(getattr(torch.ops, NAMESPACE), op.split("::")[-1]).default
+    # What the call of an OpOverload calls.
+    direct = overload._op
+    compiling, grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
+    requires_grad, level = torch._C._any_requires_grad, torch._C._functorch.maybe_current_level
+    below_autograd = torch._C._AutoDispatchBelowAutograd
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if (
+            compiling()
+            or forward_ad._current_level >= 0
+            or level() is not None
+            or (grad_enabled() and requires_grad(*args, **kwargs))
+        ):
+            return overload(*args, **kwargs)
+        with below_autograd():
+            return direct(*args, **kwargs)
+
+    return call
 
 
 def register_vmap(op: str, rule: Callable[..., Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from riskernels.ops._checks import check_grad
 from riskernels.ops._covariance_checks import check_blend
 from riskernels.ops._registration import (
-    call,
+    caller,
     define,
     fold_vmap,
     refuse_autograd,
@@ -62,6 +62,7 @@ BACKWARD = define(
     reference.blend_covariance_backward,
     _check_backward,
 )
+_call = caller(FORWARD)
 
 
 def _fake(pred: Tensor, samp: Tensor, *args: Any, **options: float) -> Tensor:
@@ -180,8 +181,7 @@ def blend_covariance(
         >>> torch.equal(blend, blend.mH), [round(float(r.diagonal().sum().real)) for r in blend]
         (True, [144, 144])
     """
-    result: Tensor = call(
-        torch.ops.riskernels.blend_covariance.default,
+    result: Tensor = _call(
         pred,
         samp,
         beta,

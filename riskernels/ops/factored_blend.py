@@ -11,7 +11,7 @@ from torch import Tensor
 from riskernels.ops._checks import check_grad
 from riskernels.ops._factored_checks import check_factored_blend
 from riskernels.ops._registration import (
-    call,
+    caller,
     define,
     fold_vmap,
     refuse_autograd,
@@ -70,6 +70,7 @@ BACKWARD = define(
     reference.factored_blend_backward,
     _check_backward,
 )
+_call = caller(FORWARD)
 
 
 def _fake(factor: Tensor, snapshots: Tensor, *args: Any, **options: float) -> tuple[Tensor, Tensor]:
@@ -188,8 +189,7 @@ def factored_blend(
         >>> x.shape, bool(((trace - 144).abs() < 1e-3).all())
         (torch.Size([2, 144, 21]), True)
     """
-    result: tuple[Tensor, Tensor] = call(
-        torch.ops.riskernels.factored_blend.default,
+    result: tuple[Tensor, Tensor] = _call(
         factor,
         snapshots,
         beta,

@@ -15,7 +15,7 @@ from torch import Tensor
 from riskernels.ops._checks import check_companion, check_grad_real
 from riskernels.ops._factored_checks import check_factored_leakage
 from riskernels.ops._registration import (
-    call,
+    caller,
     define,
     define_composite,
     fold_arguments,
@@ -70,6 +70,7 @@ BACKWARD = define(
     reference.factored_leakage_backward,
     _check_backward,
 )
+_call = caller(FORWARD)
 
 
 def _composite(
@@ -79,8 +80,7 @@ def _composite(
     num_sources: Tensor,
     ridge: float = 1e-4,
 ) -> Tensor:
-    leakage: Tensor = call(
-        torch.ops.riskernels.factored_leakage_forward.default,
+    leakage: Tensor = _call(
         factor,
         rho,
         steering,

@@ -15,7 +15,7 @@ from torch import Tensor
 from riskernels.ops._checks import check_companion, check_grad_real
 from riskernels.ops._factored_checks import check_factored_nmse
 from riskernels.ops._registration import (
-    call,
+    caller,
     define,
     define_composite,
     fold_arguments,
@@ -84,6 +84,7 @@ BACKWARD = define(
     reference.factored_nmse_backward,
     _check_backward,
 )
+_call = caller(FORWARD)
 
 
 def _composite(
@@ -96,8 +97,7 @@ def _composite(
     *,
     element_mask: Tensor | None = None,
 ) -> Tensor:
-    nmse: Tensor = call(
-        torch.ops.riskernels.factored_nmse_forward.default,
+    nmse: Tensor = _call(
         factor,
         rho,
         target_factor,

@@ -17,7 +17,7 @@ from riskernels.ops._factored_checks import (
     check_factored_spectrum_backward,
 )
 from riskernels.ops._registration import (
-    call,
+    caller,
     define,
     define_composite,
     fold_arguments,
@@ -58,10 +58,11 @@ BACKWARD = define(
     reference.factored_spectrum_backward,
     _check_backward,
 )
+_call = caller(FORWARD)
 
 
 def _composite(factor: Tensor, rho: Tensor | None = None) -> Tensor:
-    values: Tensor = call(torch.ops.riskernels.factored_spectrum_forward.default, factor, rho)[0]
+    values: Tensor = _call(factor, rho)[0]
     return values
 
 

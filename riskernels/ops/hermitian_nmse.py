@@ -14,7 +14,7 @@ from torch import Tensor
 
 from riskernels.ops._checks import check_grad_real, check_nmse
 from riskernels.ops._registration import (
-    call,
+    caller,
     define,
     define_composite,
     fold_mask,
@@ -73,6 +73,7 @@ BACKWARD = define(
     reference.hermitian_nmse_backward,
     _check_backward,
 )
+_call = caller(FORWARD)
 
 
 def _composite(
@@ -84,8 +85,7 @@ def _composite(
     *,
     element_mask: Tensor | None = None,
 ) -> Tensor:
-    nmse: Tensor = call(
-        torch.ops.riskernels.hermitian_nmse_forward.default,
+    nmse: Tensor = _call(
         estimate,
         target,
         element_mask,

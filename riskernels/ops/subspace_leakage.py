@@ -15,7 +15,7 @@ from torch import Tensor
 from riskernels.ops._checks import check_grad_real
 from riskernels.ops._covariance_checks import check_leakage, check_leakage_state
 from riskernels.ops._registration import (
-    call,
+    caller,
     define,
     define_composite,
     fold_vmap,
@@ -54,12 +54,11 @@ BACKWARD = define(
     reference.subspace_leakage_backward,
     _check_backward,
 )
+_call = caller(FORWARD)
 
 
 def _composite(cov: Tensor, steering: Tensor, num_sources: Tensor, ridge: float = 1e-4) -> Tensor:
-    leakage: Tensor = call(
-        torch.ops.riskernels.subspace_leakage_forward.default, cov, steering, num_sources, ridge
-    )[0]
+    leakage: Tensor = _call(cov, steering, num_sources, ridge)[0]
     return leakage
 
 

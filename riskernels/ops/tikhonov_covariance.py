@@ -10,7 +10,7 @@ from torch import Tensor
 
 from riskernels.ops._checks import check_grad, check_tikhonov
 from riskernels.ops._registration import (
-    call,
+    caller,
     define,
     refuse_autograd,
     register_autograd,
@@ -52,6 +52,7 @@ BACKWARD = define(
     reference.tikhonov_covariance_backward,
     _check_backward,
 )
+_call = caller(FORWARD)
 
 
 def _fake(y: Tensor, h: Tensor, codes: Tensor, alpha: float = 1e-3, **options: bool) -> Tensor:
@@ -150,8 +151,7 @@ def tikhonov_covariance(
         >>> covariance.shape, torch.equal(covariance, covariance.mH)
         (torch.Size([2, 144, 144]), True)
     """
-    result: Tensor = call(
-        torch.ops.riskernels.tikhonov_covariance.default,
+    result: Tensor = _call(
         y,
         h,
         codes,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from riskernels.ops._checks import check_grad, check_tikhonov
 from riskernels.ops._registration import (
-    call,
+    caller,
     define,
     fold_vmap,
     refuse_autograd,
@@ -51,6 +51,7 @@ BACKWARD = define(
     reference.tikhonov_snapshots_backward,
     _check_backward,
 )
+_call = caller(FORWARD)
 
 
 def _fake(
@@ -205,7 +206,5 @@ def tikhonov_snapshots(
         >>> tikhonov_snapshots(y, h, codes).shape
         torch.Size([2, 16, 144])
     """
-    result: Tensor = call(
-        torch.ops.riskernels.tikhonov_snapshots.default, y, h, codes, alpha, relative=relative
-    )
+    result: Tensor = _call(y, h, codes, alpha, relative=relative)
     return result
