@@ -27,6 +27,7 @@ from .configs import ConfigError, ExperimentConfig, load_config
 from .hpo import HpoError, HpoOptions, load_best
 from .inspection import Checklist, Info, Plot, Profile
 from .interrupts import Interrupted
+from .recipes import recipe
 
 
 def _value(args: Sequence[str], option: str) -> str | None:
@@ -41,11 +42,13 @@ def _value(args: Sequence[str], option: str) -> str | None:
 def _base_experiment(args: Sequence[str]) -> ExperimentConfig:
     """The configuration that the options of a command override."""
     command = args[0] if args else None
-    file, best = _value(args, "config"), _value(args, "from-hpo")
+    file, best, named = (_value(args, name) for name in ("config", "from-hpo", "recipe"))
+    if command == "train" and [file, best, named].count(None) < 2:
+        raise ConfigError("train: give one of --config, --from_hpo and --recipe")
     if command == "train" and best is not None:
-        if file is not None:
-            raise ConfigError("train: give --config or --from_hpo, not both")
         return load_best(best)
+    if command == "train" and named is not None:
+        return recipe(named)
     if command == "checklist" and file is None:
         checkpoint = _value(args, "checkpoint")
         saved = Path(checkpoint or "", "config.json")

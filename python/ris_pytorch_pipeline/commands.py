@@ -141,6 +141,8 @@ class Train:
     """JSON file of an experiment configuration; options given here override it."""
     from_hpo: str | None = None
     """best.json of a search, in place of --config."""
+    recipe: str | None = None
+    """Name of a configuration that comes with the package (default), in place of --config."""
     out: str = "results_train"
     """Folder of the run."""
     resume: Literal["no", "auto"] = "no"

@@ -178,6 +178,8 @@ class ModelConfig:
     """Transformer layers over the snapshots, and as many over the slots."""
     dropout: float = 0.0
     """Probability of dropping an activation in the transformer layers."""
+    known_snr: bool = True
+    """Tell the network each scene's signal-to-noise ratio, which its user then has to know."""
 
     def __post_init__(self) -> None:
         require_finite(self)

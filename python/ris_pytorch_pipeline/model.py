@@ -214,6 +214,8 @@ class LocalizationNet(nn.Module):
             snapshots = back_projected_snapshots(scenes, self.covariance)
         images = _unit_power(snapshots.to(torch.complex64))
         snr = scenes.snr_db.float() / 20
+        if not self.model.known_snr:
+            snr = torch.zeros_like(snr)
         power = self._power_map(images)
         features = self._map_features(power, snr)
         slots, start = self._start_slots(power, features)
