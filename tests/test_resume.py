@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_helpers import CPU, experiment, read_metrics, same
+from training_helpers import CPU, assert_same_run, experiment, same
 
 from ris_pytorch_pipeline import checkpoint as checkpoint_module
 from ris_pytorch_pipeline import trainer as trainer_module
@@ -50,18 +50,6 @@ def in_a_child(work: Callable[[], None]) -> int:
     finally:
         # Nothing of the parent's (buffers, fixtures, the test run itself) may end twice.
         os._exit(status)
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Weights, states and records of two runs are bitwise the same."""
-    for name in ("last", "best"):
-        a, b = load_checkpoint(one / name), load_checkpoint(other / name)
-        assert same(a.net.state_dict(), b.net.state_dict())
-        assert same(a.state, b.state)
-    records = [
-        [r for r in read_metrics(folder) if r["kind"] != "checklist"] for folder in (one, other)
-    ]
-    assert records[0] == records[1]
 
 
 @pytest.fixture(scope="module", params=["simulated", "shards"])

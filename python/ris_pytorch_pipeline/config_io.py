@@ -110,7 +110,11 @@ def from_dict(cls: type[ConfigT], data: Any, where: str = "config") -> ConfigT:
             f"{where}: unknown key{'s' * (len(unknown) > 1)} {', '.join(map(shown, unknown[:8]))}; "
             f"known keys: {', '.join(sorted(names))}"
         )
-    return cls(**{k: _coerce(hints[k], v, f"{where}.{k}") for k, v in data.items()})
+    values = {k: _coerce(hints[k], v, f"{where}.{k}") for k, v in data.items()}
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def save_config(config: Any, path: str | Path) -> None:

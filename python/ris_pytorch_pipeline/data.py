@@ -122,6 +122,7 @@ class SimulatedScenes:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._position = _position(state, self.batch_sizes)
         self._state = {name: value for name, value in state.items() if name != "position"}
+        self._simulator.load_state_dict(self._state)
 
 
 class ShardScenes:

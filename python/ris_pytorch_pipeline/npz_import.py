@@ -138,7 +138,10 @@ class _Reader:
                 raise ShardError(f"shard {path}: field {name!r} is missing{note}")
             if names.count(f"{name}.npy") > 1:
                 raise self.error(name, "is in the archive twice")
-        self.samples = math.prod(self._member("K").shape)
+        shape = self._member("K").shape
+        if len(shape) != 1:
+            raise self.error("K", f"has shape {shown(shape)}, expected one number a scene")
+        [self.samples] = shape
         if self.samples == 0:
             raise self.error("K", "is empty")
 
@@ -160,6 +163,11 @@ class _Reader:
             member = _Member(*npy_header(stream.read(NPY_HEADER)))
         if member.dtype.hasobject:
             raise self.error(name, "cannot be read (a pickle: allow_pickle is never set)")
+        stated = self._archive.getinfo(f"{name}.npy").file_size
+        if stated != member.offset + math.prod(member.shape) * member.dtype.itemsize:
+            raise self.error(
+                name, f"has {stated} bytes, not those of {member.dtype!s:.60} {shown(member.shape)}"
+            )
         return member
 
     def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -173,11 +181,7 @@ class _Reader:
             )
         if member.dtype.kind not in "fiu":
             raise self.error(name, f"is {member.dtype!s:.60}, expected float32")
-        size, stated = math.prod(shape) * member.dtype.itemsize, self._stated(name)
-        if stated != member.offset + size:
-            raise self.error(
-                name, f"has {stated} bytes, not the size of {member.dtype} {shown(shape)}"
-            )
+        size = math.prod(shape) * member.dtype.itemsize
         self._left -= size
         if self._left < 0:
             raise self.error(
@@ -193,9 +197,6 @@ class _Reader:
             raise self.error(name, f"cannot be read ({len(data)} bytes in place of {size})")
         array = np.frombuffer(data, member.dtype)
         return array.reshape(shape[::-1]).T if member.fortran else array.reshape(shape)
-
-    def _stated(self, name: str) -> int:
-        return self._archive.getinfo(f"{name}.npy").file_size
 
     def real(self, name: str, *shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Field ``name`` as finite float32 of shape ``[n, *shape]``."""
