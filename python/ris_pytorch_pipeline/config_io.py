@@ -127,4 +127,5 @@ def load_config(cls: type[ConfigT], path: str | Path) -> ConfigT:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration file")
-    return from_dict(cls, read_json(path, SMALL, ConfigError), str(path))
+    # The class refuses a number that is not finite, by the field's name.
+    return from_dict(cls, read_json(path, SMALL, ConfigError, finite=False), str(path))

@@ -30,9 +30,10 @@ import torch
 from torch import Tensor
 
 from .configs import SystemConfig
+from .npy_header import NPY_HEADER, npy_header
 from .shard_writer import FolderWriter, ShardError
 from .simulate import Scenes
-from .untrusted import NPY_HEADER, npy_header, open_regular, shown
+from .untrusted import open_regular, shown
 
 _REQUIRED = ("y", "H_full", "codes", "ptr", "K", "snr")
 _EXPANSION = 100

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from .npy_header import NPY_HEADER, npy_header
 from .shard_writer import MANIFEST, ShardError
-from .untrusted import NPY_HEADER, npy_header, open_regular, shown
+from .untrusted import open_regular, shown
 
 _BLOCK = 1 << 20
 _SPAN = 1 << 16

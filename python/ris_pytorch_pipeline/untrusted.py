@@ -9,7 +9,6 @@ error with one line that names the file.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import os
@@ -18,12 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 SMALL, LARGE = 1 << 20, 64 << 20
 """Limits of JSON files in bytes: of configurations, and of lists that grow with the data."""
-NPY_HEADER = 10_240
-"""More than any header of a plain array in the ``.npy`` format takes, in bytes."""
 
 
 def shown(value: object) -> str:
@@ -98,45 +93,19 @@ def _finite(text: str) -> float:
     return value
 
 
-def parse_json(data: bytes, where: str | Path, error: type[ValueError]) -> Any:
-    """The value of strict JSON in UTF-8: no key twice, no NaN, no infinity."""
+def parse_json(
+    data: bytes, where: str | Path, error: type[ValueError], *, finite: bool = True
+) -> Any:
+    """The value of strict JSON in UTF-8: no key twice and, where ``finite``, no NaN or infinity."""
+    number = {"parse_constant": _constant, "parse_float": _finite} if finite else {}
     try:
-        return json.loads(
-            data.decode(), object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite
-        )
+        return json.loads(data.decode(), object_pairs_hook=_unique, **number)  # type: ignore[arg-type]
     except RecursionError:
         raise error(f"{where}: not valid JSON (nested too deeply)") from None
     except ValueError as problem:
         raise error(f"{where}: not valid JSON ({problem})") from None
 
 
-def read_json(path: Path, limit: int, error: type[ValueError]) -> Any:
+def read_json(path: Path, limit: int, error: type[ValueError], *, finite: bool = True) -> Any:
     """The value in a JSON file of at most ``limit`` bytes; see :func:`parse_json`."""
-    return parse_json(read_bytes(path, limit, error), path, error)
-
-
-def npy_header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, Fortran order, dtype and size of the header of a ``.npy`` file.
-
-    ``start`` holds its first bytes; :data:`NPY_HEADER` are enough.
-
-    Raises:
-        ValueError: says what is wrong with the header.
-    """
-    file = io.BytesIO(start[:NPY_HEADER])
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    try:
-        version = np.lib.format.read_magic(file)
-        if version not in readers:
-            raise ValueError(f"version {version}")
-        shape, fortran, dtype = readers[version](file)
-    except Exception as problem:
-        # NumPy reads the header as a Python literal: a hostile one can end in any error.
-        line = (str(problem).splitlines() or [""])[0][:120] or type(problem).__name__
-        raise ValueError(line) from None
-    if any(type(size) is not int or size < 0 for size in shape):
-        raise ValueError(f"shape {shown(shape)}")
-    return shape, fortran, dtype, file.tell()
+    return parse_json(read_bytes(path, limit, error), path, error, finite=finite)
