@@ -24,6 +24,9 @@ from ris_pytorch_pipeline.shards import ShardDataset, ShardError, write_shards
 from ris_pytorch_pipeline.train import fit
 from ris_pytorch_pipeline.trainer import Trainer
 
+# TensorBoard writes from a thread of its own, which meets the full disk too.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
 
 def options(**train):
     return experiment(

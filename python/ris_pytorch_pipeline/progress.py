@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -90,15 +89,16 @@ class RunLog:
                 console=self.console,
             )
             self._task = self._bar.add_task("training", total=total_steps, completed=done_steps)
-        self._tensorboard = self._open_tensorboard(folder)
+        self._tensorboard_folder = folder / "tensorboard"
+        self._tensorboard = self._open_tensorboard()
 
-    def _open_tensorboard(self, folder: Path) -> Any:
+    def _open_tensorboard(self) -> Any:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self.say("TensorBoard is not installed: metrics go to metrics.jsonl only")
             return None
-        return SummaryWriter(str(folder / "tensorboard"))
+        return SummaryWriter(str(self._tensorboard_folder))
 
     def __enter__(self) -> RunLog:
         if self._bar is not None:
@@ -111,14 +111,21 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with contextlib.ExitStack() as stack:
-            # In reverse order, each whatever becomes of the others.
-            if self._tensorboard is not None:
-                stack.callback(self._tensorboard.close)
-            stack.enter_context(naming(self._path))
-            stack.callback(self._records.close)
-            if self._bar is not None:
-                stack.callback(self._bar.stop)
+        if self._bar is not None:
+            self._bar.stop()
+        first: OSError | None = None
+        closing = [(self._path, self._records.close)]
+        if self._tensorboard is not None:
+            closing.append((self._tensorboard_folder, self._tensorboard.close))
+        for path, close in closing:
+            try:
+                with naming(path):
+                    close()
+            except OSError as problem:
+                # Of several errors, as on a full disk, the first one says what happened.
+                first = first or problem
+        if error is None and first is not None:
+            raise first
 
     def start_clock(self) -> None:
         """Training starts now: pace and time left count from here."""
@@ -136,9 +143,10 @@ class RunLog:
             self._records.write(json.dumps(line) + "\n")
             self._records.flush()
         if self._tensorboard is not None:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._tensorboard.add_scalar(f"{kind}/{name}", value, self.done_steps)
+            with naming(self._tensorboard_folder):
+                for name, value in values.items():
+                    if isinstance(value, (int, float)):
+                        self._tensorboard.add_scalar(f"{kind}/{name}", value, self.done_steps)
 
     def sync(self) -> None:
         """Wait until all records are on the disk."""
