@@ -75,7 +75,7 @@ def at_step(monkeypatch, step, action):
     monkeypatch.setattr(Trainer, "train_step", counted)
 
 
-@pytest.mark.parametrize("step", [1, 3, 8])
+@pytest.mark.parametrize("step", [1, 4])
 def test_a_full_disk_while_a_run_is_saved(disk, straight, monkeypatch, step):
     run = disk.folder / "run"
     at_step(monkeypatch, step, disk.fill)
@@ -179,8 +179,10 @@ def replace(path):
     return lambda: path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", [remove, truncate, replace])
-@pytest.mark.parametrize("name", ["00000.h.npy", "00001.snr_db.npy"])
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [(remove, "00000.h.npy"), (truncate, "00001.h.npy"), (replace, "00001.snr_db.npy")],
+)
 def test_a_shard_damaged_mid_epoch(tmp_path, monkeypatch, damage, name):
     """Named by the read that meets it, never a SIGBUS; put right, the run continues exactly."""
     config = options()
@@ -211,7 +213,7 @@ def stopped_run(folder, monkeypatch, step=6):
         fit(options(), folder, quiet=True)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["state.safetensors", "manifest.json"])
 def test_a_damaged_last_falls_back_to_the_one_before_it(tmp_path, straight, monkeypatch, name):
     run = tmp_path / "run"
     stopped_run(run, monkeypatch)
