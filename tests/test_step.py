@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Order of a training step: skipped steps, accumulation, schedule and averages."""
 
-import copy
 import math
 
 import pytest
 import torch
-from training_helpers import CPU, experiment, make_trainer, read_metrics, same, scenes_of, with_nan
+from training_helpers import (
+    CPU,
+    experiment,
+    frozen,
+    make_trainer,
+    read_metrics,
+    same,
+    scenes_of,
+    with_nan,
+)
 
 from ris_pytorch_pipeline import loss as loss_module
 from ris_pytorch_pipeline import trainer as trainer_module
@@ -18,13 +26,6 @@ from ris_pytorch_pipeline.model import infer
 from ris_pytorch_pipeline.optim import StepGuard, WeightAverage, build_optimizer, warmup_cosine
 from ris_pytorch_pipeline.simulate import Scenes, Simulator
 from ris_pytorch_pipeline.train import Trainer, TrainingError, fit
-
-
-def frozen(trainer):
-    """Everything that a skipped step must leave as it was."""
-    guard = trainer.guard
-    parts = (trainer.net, guard.optimizer, guard.scheduler, trainer.ema, trainer.swa)
-    return copy.deepcopy([*(part.state_dict() for part in parts), trainer.real_steps])
 
 
 def poison_head_gradient(trainer, patch):

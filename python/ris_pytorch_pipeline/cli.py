@@ -108,8 +108,14 @@ def _parse(args: Sequence[str]) -> Any:
         raise ConfigError(f"{_one_line(errors.getvalue())} (see ris --help)") from None
 
 
+def _printable(text: str) -> str:
+    """``text`` on one line: what it quotes from a file must not reach the terminal as commands."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"ris: warning: {message}", file=sys.stderr)
+    print(f"ris: warning: {_printable(str(message))}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,6 +140,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CommandError, HpoError, ValueError, OSError) as error:
         if os.environ.get("RIS_TRACEBACK"):
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = _printable(str(error)) or type(error).__name__
         print(f"ris: error: {message}", file=sys.stderr)
         return 1 if isinstance(error, (CommandError, HpoError)) else 2

@@ -174,6 +174,13 @@ class Train:
             result = fit(self.experiment, self.out, resume=resume)
         except TrainingError as error:
             raise CommandError(str(error)) from error
+        except OSError as error:
+            if not has_checkpoint(Path(self.out) / "last"):
+                raise
+            raise CommandError(
+                f"{error}; the last checkpoint is whole: once there is room to write, the same "
+                "command with --resume auto goes on"
+            ) from error
         except Interrupted as stop:
             stop.args = (f"{stop}; the same command with --resume auto goes on",)
             raise

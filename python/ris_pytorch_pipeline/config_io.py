@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from .durable import write_atomically
+from .untrusted import SMALL, read_json, shown
 
 ConfigT = TypeVar("ConfigT")
 
@@ -46,9 +47,10 @@ def require_range(
         require(accepts(value), owner, f"{name} is {value}, expected {expected}")
 
 
-def require_counts(owner: object, names: str) -> None:
-    """Refuse a field of ``names`` (separated by blanks) that is below 1."""
+def require_counts(owner: object, names: str, most: int = 2**31 - 1) -> None:
+    """Refuse a field of ``names`` (separated by blanks) that is below 1 or above ``most``."""
     require_range(owner, names, lambda value: value >= 1, "at least 1")
+    require_range(owner, names, lambda value: value <= most, f"at most {most}")
 
 
 def require_positive(owner: object, names: str) -> None:
@@ -77,7 +79,9 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return _coerce(next(o for o in options if o is not type(None)), value, where)
     if origin is Literal:
         if value not in typing.get_args(hint):
-            raise ConfigError(f"{where}: got {value!r}, expected one of {typing.get_args(hint)}")
+            raise ConfigError(
+                f"{where}: got {shown(value)}, expected one of {typing.get_args(hint)}"
+            )
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         try:
@@ -85,7 +89,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         except OverflowError:
             raise ConfigError(f"{where}: an integer beyond the largest float") from None
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{where}: got {value!r}, expected {hint.__name__}")
+        raise ConfigError(f"{where}: got {shown(value)}, expected {hint.__name__}")
     return value
 
 
@@ -103,10 +107,14 @@ def from_dict(cls: type[ConfigT], data: Any, where: str = "config") -> ConfigT:
     unknown = sorted(set(data) - names)
     if unknown:
         raise ConfigError(
-            f"{where}: unknown key{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}; "
+            f"{where}: unknown key{'s' * (len(unknown) > 1)} {', '.join(map(shown, unknown[:8]))}; "
             f"known keys: {', '.join(sorted(names))}"
         )
-    return cls(**{k: _coerce(hints[k], v, f"{where}.{k}") for k, v in data.items()})
+    values = {k: _coerce(hints[k], v, f"{where}.{k}") for k, v in data.items()}
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def save_config(config: Any, path: str | Path) -> None:
@@ -119,8 +127,5 @@ def load_config(cls: type[ConfigT], path: str | Path) -> ConfigT:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration file")
-    try:
-        data = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from None
-    return from_dict(cls, data, str(path))
+    # The class refuses a number that is not finite, by the field's name.
+    return from_dict(cls, read_json(path, SMALL, ConfigError, finite=False), str(path))

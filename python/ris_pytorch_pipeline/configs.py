@@ -77,7 +77,7 @@ class SystemConfig:
 
     def __post_init__(self) -> None:
         require_finite(self)
-        require_counts(self, "n_h n_v antennas snapshots max_sources")
+        require_counts(self, "n_h n_v antennas snapshots max_sources", 2**16)
         require_positive(self, "wavelength spacing r_min")
         angle = "above 0 and below pi/2"
         require_range(self, "phi_max theta_max", lambda x: 0 < x < math.pi / 2, angle)
@@ -183,7 +183,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_finite(self)
-        require_counts(self, "channels conv_blocks map_ranges width heads layers")
+        require_counts(self, "channels map_ranges width heads", 2**16)
+        require_counts(self, "conv_blocks layers", 2**8)
         multiple = self.width % self.heads == 0
         require(multiple, self, f"width is {self.width}, expected a multiple of heads {self.heads}")
         require_range(self, "dropout", lambda x: 0 <= x < 1, "at least 0 and below 1")

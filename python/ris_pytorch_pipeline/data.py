@@ -64,6 +64,14 @@ def _batch_sizes(samples: int, batch_size: int) -> list[int]:
     return [batch_size] * full + [rest] * (rest > 0)
 
 
+def _position(state: dict[str, Any], batch_sizes: list[int]) -> int:
+    """The saved place in an epoch, refused if there is none such."""
+    position = state.get("position", 0)
+    if type(position) is not int or not 0 <= position <= len(batch_sizes):
+        raise ValueError(f"the place in the data is {position!r}, of {len(batch_sizes)} batches")
+    return position
+
+
 def _ahead(device: torch.device) -> Callable[[Batches], Batches]:
     """How a source on ``device`` makes its batches: ahead of their use, on a stream, on CUDA."""
     if device.type == "cuda":
@@ -112,8 +120,9 @@ class SimulatedScenes:
         return {**self._state, "position": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._position = state.get("position", 0)
+        self._position = _position(state, self.batch_sizes)
         self._state = {name: value for name, value in state.items() if name != "position"}
+        self._simulator.load_state_dict(self._state)
 
 
 class ShardScenes:
@@ -144,6 +153,8 @@ class ShardScenes:
         self.train_indices = order[held_out:][: config.data.train_samples]
         batch_size = config.train.batch_size
         self.batch_sizes = _batch_sizes(len(self.train_indices), batch_size)
+        # One scene that is not finite would leave every validation loss without a value.
+        self._dataset.check(self.val_indices)
         self.validation = [self._read(part) for part in torch.split(self.val_indices, batch_size)]
         self._generator = torch.Generator().manual_seed(config.train.seed)
         # The generator as it is before the present epoch's order is drawn.
@@ -170,7 +181,7 @@ class ShardScenes:
         return {"generator": self._state, "position": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._position, self._state = state.get("position", 0), state["generator"].cpu()
+        self._position, self._state = _position(state, self.batch_sizes), state["generator"].cpu()
         self._generator.set_state(self._state)
 
 

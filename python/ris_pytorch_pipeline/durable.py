@@ -8,19 +8,34 @@ holds the name after it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 DRAFT = ".writing-"
 """Part of the name of everything that is being written; the process number follows."""
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the system that do not say which file they are about, as a full disk's, get
+    ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -30,6 +45,14 @@ def draft_of(path: Path) -> Path:
     return path.with_name(f"{path.name}{DRAFT}{os.getpid()}")
 
 
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and wait until its data are on the disk."""
+    with naming(path), path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` so that a reader finds the old file or the new one, never a part.
 
@@ -37,8 +60,7 @@ def write_atomically(path: Path, text: str) -> None:
     """
     draft = draft_of(path)
     try:
-        draft.write_text(text)
-        sync(draft)
+        write_synced(draft, text.encode())
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

@@ -42,6 +42,7 @@ from .configs import (
 from .durable import write_atomically
 from .search_space import SPACES, apply_parameters, starting_point
 from .study import SharedStudy
+from .untrusted import SMALL, read_json
 
 if TYPE_CHECKING:
     import optuna
@@ -146,10 +147,7 @@ def load_best(path: str | Path) -> ExperimentConfig:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; expected the best.json of a search")
-    try:
-        best = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from None
+    best = read_json(path, SMALL, ConfigError)
     if not isinstance(best, dict) or best.get("format") != FORMAT or "config" not in best:
         raise ConfigError(f"{path}: not a best.json of this version (format {FORMAT})")
     return from_dict(ExperimentConfig, best["config"], f"{path}: config")

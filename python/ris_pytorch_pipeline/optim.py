@@ -50,6 +50,55 @@ def warmup_cosine(
     return LambdaLR(optimizer, factor)
 
 
+def load_optimizer(optimizer: torch.optim.AdamW, state: dict[str, Any]) -> None:
+    """Continue from a saved state, which must be one of the same parameters and options.
+
+    PyTorch takes moments of any shape, and its fused kernel reads as many entries as the parameter
+    has, whatever is there.
+
+    Raises:
+        ValueError: names what does not fit.
+    """
+
+    def options(group: Mapping[str, Any]) -> dict[str, Any]:
+        # The schedule changes the rate; the configuration alone decides everything else.
+        return {k: v for k, v in group.items() if k not in ("params", "lr")}
+
+    fresh = [options(group) for group in optimizer.param_groups]
+    if [options(group) for group in state["param_groups"]] != fresh:
+        raise ValueError("the optimizer's options are not those of the configuration")
+    optimizer.load_state_dict(state)
+    for group in optimizer.param_groups:
+        if not isinstance(group["lr"], float) or not math.isfinite(group["lr"]):
+            raise ValueError(f"a learning rate is {group['lr']!r}")
+        for parameter in group["params"]:
+            entries = optimizer.state.get(parameter, {})
+            wanted = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            if entries and entries.keys() != wanted.keys():
+                raise ValueError(f"the optimizer holds {sorted(entries)} of a parameter")
+            for name, value in entries.items():
+                if (
+                    not isinstance(value, Tensor)
+                    or value.shape != wanted[name]
+                    or value.dtype != parameter.dtype
+                ):
+                    raise ValueError(f"the optimizer's {name} does not have its parameter's shape")
+
+
+def load_schedule(scheduler: LambdaLR, state: dict[str, Any]) -> None:
+    """Continue from a saved state; PyTorch would set any attribute of the name of any key.
+
+    Raises:
+        ValueError: the state is not one of this schedule.
+    """
+    fresh = scheduler.state_dict()
+    kinds = ({name: type(v) for name, v in values.items()} for values in (state, fresh))
+    fixed = ((values["base_lrs"], values["lr_lambdas"]) for values in (state, fresh))
+    if next(kinds) != next(kinds) or next(fixed) != next(fixed):
+        raise ValueError("the schedule is not that of the configuration")
+    scheduler.load_state_dict(state)
+
+
 class WeightAverage(Generic[NetT]):
     """A running average of a network's parameters, kept in a copy of the network.
 

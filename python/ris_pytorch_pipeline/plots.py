@@ -60,14 +60,14 @@ def read_records(folder: Path) -> list[Record]:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; expected the folder of a training run")
-    lines = path.read_text().split("\n")[:-1]
+    lines = path.read_bytes().split(b"\n")[:-1]
     if not lines:
         raise ConfigError(f"{path}: empty, the run has recorded nothing yet")
     records = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: line {number} is not valid JSON ({error})") from None
         if not isinstance(record, dict) or not {"kind", "step"} <= record.keys():
             raise ConfigError(f"{path}: line {number} is not a record with a kind and a step")

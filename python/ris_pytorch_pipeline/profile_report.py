@@ -6,7 +6,6 @@ Both need nothing but the report, the content of its JSON file.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .configs import ConfigError
 from .plots import new_figure
 from .profile import SCHEMA
+from .untrusted import LARGE, read_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,10 +39,7 @@ def read_report(path: str | Path) -> Report:
     Raises:
         ConfigError: the file is not there, or holds something else.
     """
-    try:
-        report = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    report = read_json(Path(path), LARGE, ConfigError)
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise ConfigError(f"{path}: no report of `ris profile` (schema {SCHEMA!r})")
     return report

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from .durable import write_atomically
+from .durable import naming, write_atomically
 
 
 def _plain(value: Any) -> Any:
@@ -42,15 +44,19 @@ def _open_records(path: Path, done_steps: int) -> TextIO:
     taken again, and half a line.
     """
     kept = []
-    for line in path.read_text().splitlines() if done_steps and path.is_file() else ():
+    lines = path.read_bytes().split(b"\n") if done_steps and path.is_file() else [b""]
+    for number, line in enumerate(lines[:-1], start=1):
         try:
             record = json.loads(line)
-        except ValueError:
-            break
-        if record["step"] <= done_steps and record["kind"] != "swa":
-            kept.append(line + "\n")
+            wanted = record["step"] <= done_steps and record["kind"] != "swa"
+        except (ValueError, TypeError, LookupError, RecursionError):
+            # What was written after the last save is taken again; a loss before it is reported.
+            warnings.warn(f"{path}: line {number} is damaged and left out", stacklevel=4)
+            continue
+        if wanted:
+            kept.append(line.decode() + "\n")
     write_atomically(path, "".join(kept))
-    return path.open("a")
+    return path.open("a", encoding="utf-8")
 
 
 class RunLog:
@@ -69,7 +75,8 @@ class RunLog:
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
         self.total_steps, self.done_steps = total_steps, done_steps
         self._first_step, self._started = done_steps, time.monotonic()
-        self._records = _open_records(folder / "metrics.jsonl", done_steps)
+        self._path = folder / "metrics.jsonl"
+        self._records = _open_records(self._path, done_steps)
         self._bar: Progress | None = None
         self._task = TaskID(0)
         if self.console.is_terminal and not quiet:
@@ -82,15 +89,16 @@ class RunLog:
                 console=self.console,
             )
             self._task = self._bar.add_task("training", total=total_steps, completed=done_steps)
-        self._tensorboard = self._open_tensorboard(folder)
+        self._tensorboard_folder = folder / "tensorboard"
+        self._tensorboard = self._open_tensorboard()
 
-    def _open_tensorboard(self, folder: Path) -> Any:
+    def _open_tensorboard(self) -> Any:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self.say("TensorBoard is not installed: metrics go to metrics.jsonl only")
             return None
-        return SummaryWriter(str(folder / "tensorboard"))
+        return SummaryWriter(str(self._tensorboard_folder))
 
     def __enter__(self) -> RunLog:
         if self._bar is not None:
@@ -105,9 +113,19 @@ class RunLog:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        self._records.close()
+        first: OSError | None = None
+        closing = [(self._path, self._records.close)]
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            closing.append((self._tensorboard_folder, self._tensorboard.close))
+        for path, close in closing:
+            try:
+                with naming(path):
+                    close()
+            except OSError as problem:
+                # Of several errors, as on a full disk, the first one says what happened.
+                first = first or problem
+        if error is None and first is not None:
+            raise first
 
     def start_clock(self) -> None:
         """Training starts now: pace and time left count from here."""
@@ -121,12 +139,19 @@ class RunLog:
         """Append one line ``{"kind": ..., "step": ..., ...}`` to the metrics."""
         line = {"kind": kind, "step": self.done_steps}
         line |= {name: _plain(value) for name, value in values.items()}
-        self._records.write(json.dumps(line) + "\n")
-        self._records.flush()
+        with naming(self._path):
+            self._records.write(json.dumps(line) + "\n")
+            self._records.flush()
         if self._tensorboard is not None:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._tensorboard.add_scalar(f"{kind}/{name}", value, self.done_steps)
+            with naming(self._tensorboard_folder):
+                for name, value in values.items():
+                    if isinstance(value, (int, float)):
+                        self._tensorboard.add_scalar(f"{kind}/{name}", value, self.done_steps)
+
+    def sync(self) -> None:
+        """Wait until all records are on the disk."""
+        with naming(self._path):
+            os.fsync(self._records.fileno())
 
     def advance(self, epoch: str, values: Mapping[str, float], *, show: bool) -> None:
         """Count one step; with ``show`` also record and show its values."""

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from .configs import SimulationConfig, SystemConfig, to_dict
-from .durable import sync, write_atomically
+from .durable import naming, sync, write_atomically
 from .simulate import Scenes
 
 SCHEMA = 1
@@ -61,14 +61,15 @@ class _HashedFile:
         self._bytes = 0
 
     def write(self, data: bytes) -> int:
-        self._file.write(data)
+        with naming(self._path):
+            self._file.write(data)
         self._digest.update(data)
         self._bytes += len(data)
         return len(data)
 
     def close(self) -> None:
         """Close the file once its data are on the disk."""
-        with self._file:
+        with naming(self._path), self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
 

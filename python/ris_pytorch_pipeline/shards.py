@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scenes on disk: one memory-mapped ``.npy`` per field and shard, and one JSON manifest.
+"""Scenes on disk: one ``.npy`` file per field and shard, and one JSON manifest.
 
 A folder holds ``manifest.json`` and files such as ``00003.codes.npy``. The manifest names the
 schema version, the configuration, and for every file its size and SHA-256. Snapshots, channel,
@@ -9,9 +9,6 @@ because the sample covariance is computed from the snapshots and the true one fr
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,6 +19,7 @@ from torch import Tensor
 
 from .configs import ConfigError, SimulationConfig, SystemConfig, from_dict
 from .npz_import import import_npz
+from .shard_files import ShardFile
 from .shard_writer import (
     MANIFEST,
     SCHEMA,
@@ -31,6 +29,7 @@ from .shard_writer import (
     manifest_digest,
 )
 from .simulate import Scenes, Simulator
+from .untrusted import LARGE, read_json, shown
 
 __all__ = ["ShardDataset", "ShardError", "import_npz", "write_shards"]
 
@@ -94,22 +93,24 @@ def _check_keys(where: str, value: Any, keys: set[str]) -> None:
         raise ShardError(f"{where} is a {type(value).__name__}, expected a mapping")
     for problem, names in (("unknown", set(value) - keys), ("missing", keys - set(value))):
         if names:
-            raise ShardError(f"{where}: {problem} key {', '.join(map(repr, sorted(names)))}")
+            listed = ", ".join(map(shown, sorted(names)[:8]))
+            raise ShardError(f"{where}: {problem} key {listed}")
 
 
 def _check_count(where: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ShardError(f"{where} is {value!r}, expected a positive integer")
+        raise ShardError(f"{where} is {shown(value)}, expected a positive integer")
     return value
 
 
 class ShardDataset:
-    """Reads a folder of shards through memory maps.
+    """Reads a folder of shards, each scene when it is asked for.
 
     Opening checks the manifest (schema version, keys, layout against the configuration) and that
     every file is there with the expected size and ``.npy`` header; a missing or truncated file is
     named. :meth:`verify` reads everything and compares checksums, so that altered files are named.
-    Files must lie in the folder itself.
+    Files must lie in the folder itself, and none may be a link. One that is truncated, altered or
+    removed later is named by the read that meets it.
 
     Attributes: ``folder``, ``manifest``, ``system``, and ``simulation`` (None for imported data).
 
@@ -122,13 +123,10 @@ class ShardDataset:
         path = self.folder / MANIFEST
         if not path.is_file():
             raise ShardError(f"{path}: no such file; expected a folder written by `ris simulate`")
-        try:
-            manifest = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise ShardError(f"{path}: not valid JSON ({error})") from None
-        if isinstance(manifest, dict) and manifest.get("schema", SCHEMA) != SCHEMA:
+        manifest = read_json(path, LARGE, ShardError)
+        if isinstance(manifest, dict) and not _is_schema(manifest.get("schema", SCHEMA)):
             raise ShardError(
-                f"{path}: schema version {manifest['schema']!r}, this reader knows {SCHEMA}"
+                f"{path}: schema version {shown(manifest['schema'])}, this reader knows {SCHEMA}"
             )
         _check_keys(str(path), manifest, _MANIFEST_KEYS)
         self.manifest: dict[str, Any] = manifest
@@ -147,65 +145,39 @@ class ShardDataset:
         if not isinstance(shards, list) or not shards:
             raise ShardError(f"{path}: 'shards' is not a list of at least one shard")
         self._seen: set[str] = set()
-        self._maps = [self._open_shard(f"{path}: shards[{i}]", s) for i, s in enumerate(shards)]
+        self._files = [self._open_shard(f"{path}: shards[{i}]", s) for i, s in enumerate(shards)]
         self._ends = np.cumsum([shard["samples"] for shard in shards])
         if _check_count(f"{path}: 'samples'", manifest["samples"]) != self._ends[-1]:
             raise ShardError(
                 f"{path}: 'samples' is {manifest['samples']}, its shards hold {self._ends[-1]}"
             )
 
-    def _open_shard(self, where: str, shard: Any) -> dict[str, Tensor]:
+    def _open_shard(self, where: str, shard: Any) -> dict[str, ShardFile]:
         _check_keys(where, shard, _SHARD_KEYS)
         samples = _check_count(f"{where}.samples", shard["samples"])
         _check_keys(f"{where}.files", shard["files"], set(self._layout))
-        maps = {}
+        files = {}
         for name, entry in shard["files"].items():
             _check_keys(f"{where}.files.{name}", entry, _FILE_KEYS)
-            maps[name] = self._open_file(f"{where}.files.{name}", name, samples, entry)
-        return maps
+            files[name] = self._open_file(f"{where}.files.{name}", name, samples, entry)
+        return files
 
-    def _open_file(self, where: str, name: str, samples: int, entry: dict[str, Any]) -> Tensor:
+    def _open_file(self, where: str, name: str, samples: int, entry: dict[str, Any]) -> ShardFile:
         relative = entry["path"]
         if not isinstance(relative, str) or not self._is_inside(relative):
             raise ShardError(
-                f"{where}: path {relative!r} is not the name of a file in the folder itself"
+                f"{where}: path {shown(relative)} is not the name of a file in the folder itself"
             )
         if relative in self._seen:
-            raise ShardError(f"{where}: path {relative!r} is used twice")
+            raise ShardError(f"{where}: path {shown(relative)} is used twice")
         self._seen.add(relative)
-        path = self.folder / relative
-        if not path.is_file():
-            raise ShardError(f"{path}: missing, but listed in {MANIFEST}")
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise ShardError(
-                f"{path}: has {size} bytes, {MANIFEST} says {entry['bytes']} (truncated or altered)"
-            )
         dtype, shape = self._layout[name]
-        shape = (samples, *shape)
-        try:
-            with path.open("rb") as file:
-                version = np.lib.format.read_magic(file)
-                if version != (1, 0):
-                    raise ValueError(f"version {version}")
-                header = np.lib.format.read_array_header_1_0(file)
-                offset = file.tell()
-        except ValueError as error:
-            raise ShardError(f"{path}: its .npy header cannot be read ({error})") from None
-        if header != (shape, False, np.dtype(dtype)):
-            raise ShardError(
-                f"{path}: its .npy header says {header[2]} {header[0]}, expected {dtype} {shape}"
-            )
-        if size != offset + math.prod(shape) * np.dtype(dtype).itemsize:
-            raise ShardError(f"{path}: has {size} bytes, not the size of {dtype} {shape}")
-        # torch.from_file maps without keeping a file descriptor, of which a process has few.
-        raw = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-        return raw[offset:].view(torch.from_numpy(np.empty(0, dtype)).dtype).view(shape)
+        return ShardFile(self.folder / relative, dtype, samples, shape, entry["bytes"])
 
     def _is_inside(self, relative: str) -> bool:
-        if relative in ("", ".", "..") or set(relative) & set("/\\:\0"):
+        if relative in ("", ".", "..") or not relative.isprintable() or len(relative) > 255:
             return False
-        return (self.folder / relative).resolve().parent == self.folder.resolve()
+        return not set(relative) & set("/\\:") and not (self.folder / relative).is_symlink()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -217,6 +189,8 @@ class ShardDataset:
 
         Raises:
             IndexError: an index lies outside [0, len).
+            ShardError: a file was altered since it was opened, or a scene's number of sources is
+                not one that the system can have.
         """
         if isinstance(indices, slice):
             indices = range(*indices.indices(len(self)))
@@ -228,40 +202,78 @@ class ShardDataset:
             raise IndexError(f"{self.folder}: indices must lie in [0, {len(self)})")
         shard = np.searchsorted(self._ends, index, side="right")
         out = {
-            name: torch.empty(len(index), *part.shape[1:], dtype=part.dtype)
-            for name, part in self._maps[0].items()
+            name: np.empty((len(index), *file.shape), file.dtype)
+            for name, file in self._files[0].items()
         }
         for number in np.unique(shard):
             rows = np.flatnonzero(shard == number)
-            first = self._ends[number] - self.manifest["shards"][number]["samples"]
-            local = torch.from_numpy(index[rows] - first)
-            target = torch.from_numpy(rows)
-            for name, part in self._maps[number].items():
-                out[name].index_copy_(0, target, part.index_select(0, local))
-        return Scenes(**out)
+            local = index[rows] - self._first(number)
+            for name, file in self._files[number].items():
+                out[name][rows] = file.rows(local)
+        scenes = Scenes(**{name: torch.from_numpy(array) for name, array in out.items()})
+        self._refuse(index, _wrong_count(scenes, self.system), "num_sources")
+        return scenes
+
+    def _first(self, number: int) -> int:
+        return int(self._ends[number]) - int(self.manifest["shards"][number]["samples"])
+
+    def _refuse(self, index: np.ndarray[Any, Any], wrong: np.ndarray[Any, Any], name: str) -> None:
+        """Name the first scene for which ``wrong`` holds, and its file."""
+        if wrong.any():
+            scene = int(index[wrong.argmax()])
+            file = self._files[int(np.searchsorted(self._ends, scene, side="right"))][name]
+            raise ShardError(
+                f"{file.path}: scene {scene} of the folder has a value of {name} that cannot be "
+                "(not finite, or out of its range)"
+            )
+
+    def check(self, indices: range | Tensor) -> None:
+        """Refuse scenes with values that no scene can have.
+
+        Raises:
+            ShardError: names the file and the scene of a value that is not finite, a number of
+                sources outside [1, max_sources], a range or power that is not positive.
+        """
+        for start in range(0, len(indices), _CHUNK):
+            part = indices[start : start + _CHUNK]
+            index, scenes = np.asarray(part), self.batch(part)
+            for name, tensor in scenes.tensors():
+                wrong = ~torch.isfinite(tensor).reshape(len(scenes), -1).all(1)
+                if name in ("r", "power"):
+                    wrong |= (scenes.mask & (tensor <= 0)).any(1)
+                self._refuse(index, wrong.numpy(), name)
 
     def verify(self, progress: Progress | None = None) -> None:
-        """Compare every file, and the manifest itself, with its checksum.
+        """Compare every file, and the manifest itself, with its checksum, and check all values.
 
         ``progress(done, files)`` is called after every file.
 
         Raises:
-            ShardError: names the first file that differs.
+            ShardError: names the first file that differs, or has values that cannot be.
         """
-        entries = [e for shard in self.manifest["shards"] for e in shard["files"].values()]
-        for done, entry in enumerate(entries, 1):
-            path = self.folder / entry["path"]
-            digest = hashlib.sha256()
-            try:
-                with path.open("rb") as file:
-                    while block := file.read(1 << 20):
-                        digest.update(block)
-            except OSError as error:
-                raise ShardError(f"{path}: cannot be read ({error.strerror})") from None
-            if digest.hexdigest() != entry["sha256"]:
-                raise ShardError(f"{path}: SHA-256 differs from {MANIFEST}; the file was altered")
-            if progress is not None:
-                progress(done, len(entries))
+        shards = self.manifest["shards"]
+        total, done = len(shards) * len(self._layout), 0
+        for number, shard in enumerate(shards):
+            for name, entry in shard["files"].items():
+                file = self._files[number][name]
+                if file.digest() != entry["sha256"]:
+                    raise ShardError(
+                        f"{file.path}: SHA-256 differs from {MANIFEST}; the file was altered"
+                    )
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            self.check(range(self._first(number), int(self._ends[number])))
         if manifest_digest(self.manifest) != self.manifest["sha256"]:
             path = self.folder / MANIFEST
             raise ShardError(f"{path}: SHA-256 differs from its own; the file was altered")
+
+
+def _is_schema(version: object) -> bool:
+    return type(version) is int and version == SCHEMA
+
+
+def _wrong_count(scenes: Scenes, system: SystemConfig) -> np.ndarray[Any, Any]:
+    """Where a scene's number of sources is not one that ``system`` can have."""
+    count = scenes.num_sources
+    return ((count < 1) | (count > system.max_sources)).numpy()

@@ -2,18 +2,20 @@
 """Training of the localization network: :func:`fit`.
 
 A run's folder holds ``config.json``, ``metrics.jsonl``, and the checkpoints ``last`` (weights and
-everything needed to continue) and ``best`` (the weights with the lowest validation loss).
+everything needed to continue), ``last.previous`` (the one before it) and ``best`` (the weights with
+the lowest validation loss).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from .checklist import run_checklist
-from .checkpoint import has_checkpoint, remove_checkpoint
+from .checkpoint import CheckpointError, fall_back, has_checkpoint, remove_checkpoint
 from .configs import ConfigError, ExperimentConfig, save_config
 from .data import resolve_device
 from .durable import remove_drafts
@@ -60,12 +62,15 @@ def fit(
         resume: continue exactly where the checkpoint ``last`` of ``out_dir`` was saved, if there is
             one: after an epoch, or within it (``train.checkpoint_every``, or an interrupt). On the
             CPU the result is bitwise that of a run that was never stopped. The fields of
-            TrainConfig in :data:`FREE_TO_CHANGE` may differ from the saved run's.
+            TrainConfig in :data:`FREE_TO_CHANGE` may differ from the saved run's. A ``last`` that
+            cannot be read is replaced by the one saved before it, with a warning.
         quiet: print nothing.
 
     Raises:
         ConfigError: the configuration cannot be used, differs from the run to continue, or another
             process is training in ``out_dir``.
+        CheckpointError: no checkpoint of the run to continue can be read.
+        OSError: a file cannot be written; names it. What was saved before is whole.
         TrainingError: no step of an epoch had finite gradients.
     """
     out_dir, device = Path(out_dir), resolve_device(config.train.device)
@@ -78,7 +83,7 @@ def fit(
         torch.manual_seed(config.train.seed)
         trainer = Trainer(config, device)
         if resume and has_checkpoint(out_dir / "last"):
-            trainer.restore(out_dir / "last")
+            _restore(trainer, out_dir / "last")
         else:
             for name in ("last", "best"):
                 remove_checkpoint(out_dir / name)
@@ -91,7 +96,7 @@ def fit(
             log.start_clock()
             while not _ended(trainer):
                 metrics = trainer.run_epoch(
-                    out_dir, log, lambda: _save_between_steps(trainer, out_dir, interrupt)
+                    out_dir, log, lambda: _save_between_steps(trainer, out_dir, log, interrupt)
                 )
                 if on_epoch is not None:
                     on_epoch(trainer.epoch - 1, metrics)
@@ -114,13 +119,39 @@ def _report_checklist(trainer: Trainer, log: RunLog) -> None:
         log.say("the checklist has failed lines (ok=False above): training goes on")
 
 
-def _save_between_steps(trainer: Trainer, out_dir: Path, interrupt: DeferredInterrupt) -> None:
+def _restore(trainer: Trainer, last: Path) -> None:
+    """Continue from ``last``, or where it cannot be read from the checkpoint saved before it.
+
+    The steps in between are taken again, and are the same ones: nothing that a run writes after a
+    save decides what comes after it.
+    """
+    try:
+        trainer.restore(last)
+    except CheckpointError as error:
+        try:
+            damaged = fall_back(last)
+        except CheckpointError as second:
+            raise CheckpointError(
+                f"{error}; {second}: begin anew in this or another folder"
+            ) from None
+        warnings.warn(
+            f"{error}; it is kept as {damaged}, and the run continues from the checkpoint saved "
+            "before it",
+            stacklevel=3,
+        )
+        trainer.restore(last)
+
+
+def _save_between_steps(
+    trainer: Trainer, out_dir: Path, log: RunLog, interrupt: DeferredInterrupt
+) -> None:
     every = trainer.config.train.checkpoint_every
+    if interrupt.signum is None and not (every and trainer.steps % every == 0):
+        return
+    log.sync()
+    trainer.save(out_dir)
     if interrupt.signum is not None:
-        trainer.save(out_dir)
         raise _interrupted(trainer, out_dir, interrupt.signum)
-    if every and trainer.steps % every == 0:
-        trainer.save(out_dir)
 
 
 def _interrupted(trainer: Trainer, out_dir: Path, signum: int) -> Interrupted:

@@ -19,18 +19,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import config_differences, load_checkpoint, save_checkpoint
+from .checkpoint import (
+    CheckpointError,
+    config_differences,
+    load_checkpoint,
+    save_checkpoint,
+)
 from .configs import ConfigError, ExperimentConfig
 from .data import open_scenes
 from .loss import LocalizationLoss
 from .model import LocalizationNet, infer
-from .optim import StepGuard, StepReport, WeightAverage, build_optimizer, warmup_cosine
+from .optim import (
+    StepGuard,
+    StepReport,
+    WeightAverage,
+    build_optimizer,
+    load_optimizer,
+    load_schedule,
+    warmup_cosine,
+)
 from .progress import RunLog
 from .simulate import Scenes
 
 FREE_TO_CHANGE = {"epochs", "patience", "log_every", "checkpoint_every", "device", "covariance"}
 """Fields of TrainConfig that may differ when a run is continued."""
 
+LOADERS = {"optimizer": load_optimizer, "scheduler": load_schedule}
+"""For the parts whose own ``load_state_dict`` takes what it is given unseen."""
 Metrics = dict[str, float]
 
 
@@ -145,15 +160,21 @@ class Trainer:
         return state
 
     def restore(self, folder: Path) -> None:
-        """Continue from the checkpoint in ``folder``."""
+        """Continue from the checkpoint in ``folder``.
+
+        Raises:
+            ConfigError: the checkpoint is of another experiment, or of another kind of device.
+            CheckpointError: it cannot be read, or its state is not one of this training.
+        """
         saved = load_checkpoint(folder, device=self.device)
         kept = {name: getattr(saved.config.train, name) for name in FREE_TO_CHANGE}
         comparable = dataclasses.replace(
             self.config, train=dataclasses.replace(self.config.train, **kept)
         )
-        if saved.state["device"] != self.device.type:
+        device = saved.state.get("device", self.device.type)
+        if device != self.device.type:
             raise ConfigError(
-                f"{folder}: a run on {saved.state['device']} cannot continue on "
+                f"{folder}: a run on {device} cannot continue on "
                 f"{self.device.type}, whose random streams differ; set train.device"
             )
         differences = config_differences(saved.config, comparable)
@@ -163,14 +184,29 @@ class Trainer:
                 f"{', '.join(differences)}; use the saved one or another output folder"
             )
         self.net.load_state_dict(saved.net.state_dict())
+        try:
+            self._take(saved.state)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            raise CheckpointError(
+                f"{folder}: its state is not one of this training ({reason})"
+            ) from error
+
+    def _take(self, state: dict[str, Any]) -> None:
         for name, part in self._parts().items():
-            part.load_state_dict(saved.state[name])
-        for name, value in saved.state["counters"].items():
+            load = LOADERS.get(name, type(part).load_state_dict)
+            load(part, state[name])
+        for name in self._COUNTERS:
+            value, present = state["counters"][name], getattr(self, name)
+            if type(value) is not type(present) or (isinstance(value, int) and value < 0):
+                raise ValueError(f"{name} is a {type(value).__name__} that cannot be")
             setattr(self, name, value)
-        self.guard.skipped = saved.state["skipped"]
-        torch.set_rng_state(saved.state["random"]["cpu"].cpu())
+        if self.epoch_steps >= len(self.groups):
+            raise ValueError(f"step {self.epoch_steps} of {len(self.groups)} in an epoch")
+        self.guard.skipped = int(state["skipped"])
+        torch.set_rng_state(state["random"]["cpu"].cpu())
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(saved.state["random"]["cuda"].cpu(), self.device)
+            torch.cuda.set_rng_state(state["random"]["cuda"].cpu(), self.device)
 
     def train_step(self, batches: list[Scenes]) -> tuple[StepReport, dict[str, Tensor]]:
         """One step over the batches of an accumulation group; returns the terms' means too."""
@@ -249,8 +285,9 @@ class Trainer:
         return True
 
     def save(self, out_dir: Path) -> None:
-        """Save everything as the checkpoint ``last``."""
-        save_checkpoint(out_dir / "last", self.config, self.net, self.state_dict())
+        """Save everything as the checkpoint ``last``, and keep the one before it."""
+        state = self.state_dict()
+        save_checkpoint(out_dir / "last", self.config, self.net, state, keep_previous=True)
 
     def run_epoch(
         self, out_dir: Path, log: RunLog, between_steps: Callable[[], None] = lambda: None
@@ -269,6 +306,7 @@ class Trainer:
         self.history.append(metrics)
         # First the record: a run killed before the save repeats the epoch and drops it.
         log.record("epoch", {"epoch": self.epoch, **metrics})
+        log.sync()
         self.save(out_dir)
         log.say(
             f"epoch {self.epoch}/{self.config.train.epochs}  train loss "
