@@ -57,19 +57,22 @@ class RunLog:
     """Reports a run to the reader, to ``metrics.jsonl`` and, where installed, to TensorBoard.
 
     Args:
-        folder: where the records go.
+        folder: where the records go; None neither records nor prints anything.
         total_steps: steps of the whole run, for the bar and the time left.
         done_steps: steps that were done before (a resumed run).
         quiet: record, but print nothing.
     """
 
     def __init__(
-        self, folder: Path, *, total_steps: int, done_steps: int = 0, quiet: bool = False
+        self, folder: Path | None, *, total_steps: int, done_steps: int = 0, quiet: bool = False
     ) -> None:
+        quiet = quiet or folder is None
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
         self.total_steps, self.done_steps = total_steps, done_steps
         self._first_step, self._started = done_steps, time.monotonic()
-        self._records = _open_records(folder / "metrics.jsonl", done_steps)
+        self._records: TextIO | None = None
+        if folder is not None:
+            self._records = _open_records(folder / "metrics.jsonl", done_steps)
         self._bar: Progress | None = None
         self._task = TaskID(0)
         if self.console.is_terminal and not quiet:
@@ -82,7 +85,7 @@ class RunLog:
                 console=self.console,
             )
             self._task = self._bar.add_task("training", total=total_steps, completed=done_steps)
-        self._tensorboard = self._open_tensorboard(folder)
+        self._tensorboard = None if folder is None else self._open_tensorboard(folder)
 
     def _open_tensorboard(self, folder: Path) -> Any:
         try:
@@ -105,7 +108,8 @@ class RunLog:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        self._records.close()
+        if self._records is not None:
+            self._records.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
@@ -119,6 +123,8 @@ class RunLog:
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
         """Append one line ``{"kind": ..., "step": ..., ...}`` to the metrics."""
+        if self._records is None:
+            return
         line = {"kind": kind, "step": self.done_steps}
         line |= {name: _plain(value) for name, value in values.items()}
         self._records.write(json.dumps(line) + "\n")

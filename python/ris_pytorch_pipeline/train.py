@@ -7,6 +7,7 @@ everything needed to continue) and ``best`` (the weights with the lowest validat
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from .checklist import run_checklist
 from .checkpoint import has_checkpoint, remove_checkpoint
 from .configs import ConfigError, ExperimentConfig, save_config
 from .data import resolve_device
+from .distributed import LostProcessError, training_processes
 from .durable import remove_drafts
 from .interrupts import DeferredInterrupt, Interrupted
 from .locking import FolderLock
@@ -25,6 +27,7 @@ from .trainer import FREE_TO_CHANGE, Metrics, Trainer, TrainingError, TrainResul
 
 __all__ = [
     "FREE_TO_CHANGE",
+    "LostProcessError",
     "TrainResult",
     "Trainer",
     "TrainingError",
@@ -51,53 +54,80 @@ def fit(
     The first SIGINT or SIGTERM lets the step at hand finish, saves, and raises
     ``interrupts.Interrupted``; the second stops at once.
 
+    Called in every process that ``torchrun`` started, it is one training: each batch is divided
+    among the processes, all take the same steps, and rank 0 alone writes to ``out_dir``, which all
+    can read, and prints. A signal to one stops all after the same step, and only the first counts.
+
     Args:
         config: the experiment.
         out_dir: made if needed; an earlier run's files are replaced unless ``resume``.
         on_epoch: called with the epoch's number from 0 and its metrics (``train_loss``,
             ``val_loss`` and every term with the prefix ``train_`` or ``val_``), after the
-            checkpoint is written; what it raises ends the training.
+            checkpoint is written, in every process; what it raises ends the training.
         resume: continue exactly where the checkpoint ``last`` of ``out_dir`` was saved, if there is
             one: after an epoch, or within it (``train.checkpoint_every``, or an interrupt). On the
-            CPU the result is bitwise that of a run that was never stopped. The fields of
-            TrainConfig in :data:`FREE_TO_CHANGE` may differ from the saved run's.
+            CPU the result is bitwise that of a run that was never stopped, with as many processes.
+            Another number of them takes the same scenes. The fields of TrainConfig in
+            :data:`FREE_TO_CHANGE` may differ from the saved run's.
         quiet: print nothing.
 
     Raises:
         ConfigError: the configuration cannot be used, differs from the run to continue, or another
             process is training in ``out_dir``.
         TrainingError: no step of an epoch had finite gradients.
+        LostProcessError: another process of the training ended, failed, or did not answer within
+            ``train.process_timeout``.
     """
-    out_dir, device = Path(out_dir), resolve_device(config.train.device)
-    devices = [torch.device(device.type, device.index or 0)] if device.type == "cuda" else []
-    lock = FolderLock(out_dir, RUN_LOCK)
-    if not lock.try_acquire():
-        raise ConfigError(f"{out_dir}: another process is training there; use another folder")
-    with lock, torch.random.fork_rng(devices=devices), DeferredInterrupt() as interrupt:
-        remove_drafts(out_dir)
-        torch.manual_seed(config.train.seed)
-        trainer = Trainer(config, device)
-        if resume and has_checkpoint(out_dir / "last"):
-            trainer.restore(out_dir / "last")
-        else:
-            for name in ("last", "best"):
-                remove_checkpoint(out_dir / name)
-        save_config(config, out_dir / "config.json")
-        with RunLog(
-            out_dir, total_steps=trainer.total_steps, done_steps=trainer.steps, quiet=quiet
-        ) as log:
-            if not _ended(trainer):
-                _report_checklist(trainer, log)
-            log.start_clock()
-            while not _ended(trainer):
-                metrics = trainer.run_epoch(
-                    out_dir, log, lambda: _save_between_steps(trainer, out_dir, interrupt)
+    out_dir = Path(out_dir)
+    # Signals are not deferred before the processes have met: until then nothing would heed them.
+    with training_processes(config) as processes, contextlib.ExitStack() as stack:
+        device = processes.device
+        if processes.leader:
+            lock = FolderLock(out_dir, RUN_LOCK)
+            if not lock.try_acquire():
+                raise ConfigError(
+                    f"{out_dir}: another process is training there; use another folder"
                 )
-                if on_epoch is not None:
-                    on_epoch(trainer.epoch - 1, metrics)
-                if interrupt.signum is not None and not _ended(trainer):
-                    raise _interrupted(trainer, out_dir, interrupt.signum)
-            return trainer.finish(out_dir, log)
+            stack.enter_context(lock)
+            remove_drafts(out_dir)
+        forked = [torch.device(device.type, device.index or 0)] if device.type == "cuda" else []
+        stack.enter_context(torch.random.fork_rng(devices=forked))
+        interrupt = DeferredInterrupt(patient=processes.size > 1)
+        processes.interrupt = stack.enter_context(interrupt)
+        torch.manual_seed(config.train.seed)
+        trainer = Trainer(config, device, processes)
+        processes.seed_streams(config.train.seed)
+        _begin(trainer, out_dir, resume)
+        log = stack.enter_context(
+            RunLog(
+                out_dir if processes.leader else None,
+                total_steps=trainer.total_steps,
+                done_steps=trainer.steps,
+                quiet=quiet,
+            )
+        )
+        if processes.leader and not _ended(trainer):
+            _report_checklist(trainer, log)
+        log.start_clock()
+        while not _ended(trainer):
+            metrics = trainer.run_epoch(out_dir, log, lambda: _save_between_steps(trainer, out_dir))
+            if on_epoch is not None:
+                on_epoch(trainer.epoch - 1, metrics)
+            if processes.signum is not None and not _ended(trainer):
+                raise _interrupted(trainer, out_dir, processes.signum)
+        return trainer.finish(out_dir, log)
+
+
+def _begin(trainer: Trainer, out_dir: Path, resume: bool) -> None:
+    """Continue the saved run, or make way for a new one."""
+    processes = trainer.processes
+    if processes.leader_decides(resume and has_checkpoint(out_dir / "last")):
+        trainer.restore(out_dir / "last")
+    elif processes.leader:
+        for name in ("last", "best"):
+            remove_checkpoint(out_dir / name)
+    if processes.leader:
+        save_config(trainer.config, out_dir / "config.json")
 
 
 def _ended(trainer: Trainer) -> bool:
@@ -114,11 +144,11 @@ def _report_checklist(trainer: Trainer, log: RunLog) -> None:
         log.say("the checklist has failed lines (ok=False above): training goes on")
 
 
-def _save_between_steps(trainer: Trainer, out_dir: Path, interrupt: DeferredInterrupt) -> None:
-    every = trainer.config.train.checkpoint_every
-    if interrupt.signum is not None:
+def _save_between_steps(trainer: Trainer, out_dir: Path) -> None:
+    every, signum = trainer.config.train.checkpoint_every, trainer.processes.signum
+    if signum is not None:
         trainer.save(out_dir)
-        raise _interrupted(trainer, out_dir, interrupt.signum)
+        raise _interrupted(trainer, out_dir, signum)
     if every and trainer.steps % every == 0:
         trainer.save(out_dir)
 

@@ -22,13 +22,17 @@ from torch import Tensor
 from .checkpoint import config_differences, load_checkpoint, save_checkpoint
 from .configs import ConfigError, ExperimentConfig
 from .data import open_scenes
+from .distributed import Processes
 from .loss import LocalizationLoss
 from .model import LocalizationNet, infer
 from .optim import StepGuard, StepReport, WeightAverage, build_optimizer, warmup_cosine
 from .progress import RunLog
 from .simulate import Scenes
 
-FREE_TO_CHANGE = {"epochs", "patience", "log_every", "checkpoint_every", "device", "covariance"}
+FREE_TO_CHANGE = {
+    "epochs", "patience", "log_every", "checkpoint_every", "device", "covariance",
+    "process_timeout",
+}  # fmt: skip
 """Fields of TrainConfig that may differ when a run is continued."""
 
 Metrics = dict[str, float]
@@ -57,29 +61,43 @@ class TrainResult:
 
 
 @torch.no_grad()
-def validate(net: LocalizationNet, loss: LocalizationLoss, batches: Iterable[Scenes]) -> Metrics:
-    """Mean of every loss term over the scenes of ``batches``, through :func:`infer`."""
-    was_training = net.training
+def validate(
+    net: LocalizationNet,
+    loss: LocalizationLoss,
+    batches: Iterable[Scenes],
+    processes: Processes | None = None,
+) -> Metrics:
+    """Mean of every loss term over the scenes of ``batches``, through :func:`infer`.
+
+    With ``processes`` the batches are this process's share, and the mean is over those of all.
+    """
+    was_training, device = net.training, next(net.parameters()).device
     net.eval()
-    sums: dict[str, Tensor] = {}
+    sums = {name: torch.zeros((), device=device) for name in loss.names}
     count = 0
     for scenes in batches:
         for name, value in loss(infer(net, scenes), scenes).items():
-            sums[name] = sums.get(name, value.new_zeros(())) + value * len(scenes)
+            sums[name] = sums[name] + value * len(scenes)
         count += len(scenes)
     net.train(was_training)
-    means = (torch.stack(list(sums.values())) / count).tolist()
-    return dict(zip(sums, means, strict=True))
+    total = torch.stack(list(sums.values()))
+    if processes is not None:
+        total, count = processes.reduce_sums(total, count)
+    return dict(zip(sums, (total / count).tolist(), strict=True))
 
 
 class Trainer:
-    """The moving parts of one run, and their saved form."""
+    """The moving parts of one run, and their saved form; in several processes, one's own."""
 
-    def __init__(self, config: ExperimentConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: ExperimentConfig, device: torch.device, processes: Processes | None = None
+    ) -> None:
         train = config.train
         self.config, self.device = config, device
-        self.data = open_scenes(config, device)
+        self.processes = processes or Processes(device)
+        self.data = open_scenes(config, device, self.processes.share)
         self.net = LocalizationNet(config.system, config.model, config.covariance).to(device)
+        self.processes.copy_from_leader(self.net)
         self.loss = LocalizationLoss(
             config.system, config.loss, config.covariance, train.covariance
         )
@@ -87,6 +105,7 @@ class Trainer:
         self.groups = [sizes[i : i + group] for i in range(0, len(sizes), group)]
         self.total_steps = train.epochs * len(self.groups)
         parameter_groups = self.net.parameter_groups()
+        self.parameters = [p for group in parameter_groups.values() for p in group]
         optimizer = build_optimizer(parameter_groups, train)
         self.amp = train.amp and device.type == "cuda"
         self.guard = StepGuard(
@@ -139,13 +158,17 @@ class Trainer:
         state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
         state["counters"] = {name: getattr(self, name) for name in self._COUNTERS}
         state["skipped"], state["device"] = self.guard.skipped, self.device.type
-        state["random"] = {"cpu": torch.get_rng_state()}
+        state["random"] = {"cpu": self.processes.gather(torch.get_rng_state())}
         if self.device.type == "cuda":
-            state["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
+            own = torch.cuda.get_rng_state(self.device)
+            state["random"]["cuda"] = self.processes.gather(own)
         return state
 
     def restore(self, folder: Path) -> None:
-        """Continue from the checkpoint in ``folder``."""
+        """Continue from the checkpoint in ``folder``.
+
+        With dropout, of which every process draws its own, it takes as many processes as before.
+        """
         saved = load_checkpoint(folder, device=self.device)
         kept = {name: getattr(saved.config.train, name) for name in FREE_TO_CHANGE}
         comparable = dataclasses.replace(
@@ -162,28 +185,39 @@ class Trainer:
                 f"{folder}: cannot continue with another configuration (saved -> wanted): "
                 f"{', '.join(differences)}; use the saved one or another output folder"
             )
+        streams = {name: torch.atleast_2d(s.cpu()) for name, s in saved.state["random"].items()}
+        count, processes = len(streams["cpu"]), self.processes
+        if count != processes.size and self.config.model.dropout > 0:
+            raise ConfigError(
+                f"{folder}: saved by {count} process(es) with a random stream of dropout each; "
+                f"continue with as many, not {processes.size}"
+            )
         self.net.load_state_dict(saved.net.state_dict())
         for name, part in self._parts().items():
             part.load_state_dict(saved.state[name])
         for name, value in saved.state["counters"].items():
             setattr(self, name, value)
         self.guard.skipped = saved.state["skipped"]
-        torch.set_rng_state(saved.state["random"]["cpu"].cpu())
+        torch.set_rng_state(streams["cpu"][processes.rank % count])
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(saved.state["random"]["cuda"].cpu(), self.device)
+            torch.cuda.set_rng_state(streams["cuda"][processes.rank % count], self.device)
 
     def train_step(self, batches: list[Scenes]) -> tuple[StepReport, dict[str, Tensor]]:
-        """One step over the batches of an accumulation group; returns the terms' means too."""
+        """One step over the batches of an accumulation group; returns the terms' means too.
+
+        In several processes the batches are this one's shares, and the step is over all.
+        """
         samples = sum(map(len, batches))
-        means: dict[str, Tensor] = {}
-        for scenes in batches:
+        means: dict[str, Tensor] = dict.fromkeys(self.loss.names, torch.zeros(()))
+        for scenes in (scenes for scenes in batches if len(scenes)):
             share = len(scenes) / samples
             with torch.autocast(self.device.type, torch.float16, enabled=self.amp):
                 inference = infer(self.net, scenes)
             terms = self.loss(inference, scenes)
             torch.autograd.backward(self.guard.scaler.scale(terms["total"] * share))
             for name, value in terms.items():
-                means[name] = means.get(name, 0.0) + value.detach() * share
+                means[name] = means[name] + value.detach() * share
+        means = self.processes.reduce_step(self.parameters, means, samples)
         return self.guard(means["total"]), means
 
     def train_epoch(self, log: RunLog, between_steps: Callable[[], None]) -> Metrics:
@@ -245,12 +279,22 @@ class Trainer:
             return False
         self.best = value
         state = {"epoch": self.epoch, "val_loss": value, "weights": weights}
-        save_checkpoint(folder, self.config, net, state)
+        self._write(folder, net, state)
         return True
 
     def save(self, out_dir: Path) -> None:
         """Save everything as the checkpoint ``last``."""
-        save_checkpoint(out_dir / "last", self.config, self.net, self.state_dict())
+        self._write(out_dir / "last", self.net, self.state_dict())
+
+    def _write(self, folder: Path, net: LocalizationNet, state: dict[str, Any]) -> None:
+        """The leader saves; every process goes on when it is on the disk."""
+        if self.processes.leader:
+            save_checkpoint(folder, self.config, net, state)
+        self.processes.synchronise()
+
+    def validate(self, net: LocalizationNet) -> Metrics:
+        """The metrics of ``net`` on the validation set."""
+        return validate(net, self.loss, self.data.validation, self.processes)
 
     def run_epoch(
         self, out_dir: Path, log: RunLog, between_steps: Callable[[], None] = lambda: None
@@ -258,12 +302,11 @@ class Trainer:
         """Train, validate and save one epoch, or what is left of it."""
         metrics = self.train_epoch(log, between_steps)
         weights, net = self.evaluated()
-        metrics |= {
-            f"val_{k}": v for k, v in validate(net, self.loss, self.data.validation).items()
-        }
+        metrics |= {f"val_{name}": value for name, value in self.validate(net).items()}
         metrics["train_loss"], metrics["val_loss"] = metrics["train_total"], metrics["val_total"]
         metrics["skipped_steps"] = float(self.guard.skipped)
         self.epoch, self.epoch_steps, self.epoch_scenes, self.epoch_sums = self.epoch + 1, 0, 0, {}
+        self.processes.require_same_weights(self.net)
         better = self.keep_if_best(out_dir / "best", weights, net, metrics["val_loss"])
         self.stale_epochs = 0 if better else self.stale_epochs + 1
         self.history.append(metrics)
@@ -280,7 +323,7 @@ class Trainer:
     def finish(self, out_dir: Path, log: RunLog) -> TrainResult:
         """Validate the SWA weights, which may be the best, and sum up."""
         if self.swa is not None and self.swa.count:
-            value = validate(self.swa.module, self.loss, self.data.validation)["total"]
+            value = self.validate(self.swa.module)["total"]
             better = self.keep_if_best(out_dir / "best", "swa", self.swa.module, value)
             log.record("swa", {"val_loss": value, "updates": self.swa.count})
             log.say(f"SWA weights: validation loss {value:.4f}{' (best)' if better else ''}")
