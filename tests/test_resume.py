@@ -9,16 +9,14 @@ import os
 import random
 import re
 import signal
-import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from training_helpers import CPU, experiment, read_metrics, same
+from process_helpers import in_a_child
+from training_helpers import CPU, assert_same_run, experiment, same
 
 from ris_pytorch_pipeline import checkpoint as checkpoint_module
 from ris_pytorch_pipeline import trainer as trainer_module
@@ -34,34 +32,6 @@ from ris_pytorch_pipeline.trainer import Trainer
 KILLS = int(os.environ.get("RISKERNELS_KILLS", "3"))
 """Rounds of the test that kills a training at a random moment."""
 EPOCHS = 3
-
-
-def in_a_child(work: Callable[[], None]) -> int:
-    """Start ``work`` in a forked process and return its number; it exits with 0 or 1."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        work()
-        status = 0
-    except BaseException:
-        traceback.print_exc(file=sys.__stderr__)
-    finally:
-        # Nothing of the parent's (buffers, fixtures, the test run itself) may end twice.
-        os._exit(status)
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Weights, states and records of two runs are bitwise the same."""
-    for name in ("last", "best"):
-        a, b = load_checkpoint(one / name), load_checkpoint(other / name)
-        assert same(a.net.state_dict(), b.net.state_dict())
-        assert same(a.state, b.state)
-    records = [
-        [r for r in read_metrics(folder) if r["kind"] != "checklist"] for folder in (one, other)
-    ]
-    assert records[0] == records[1]
 
 
 @pytest.fixture(scope="module", params=["simulated", "shards"])

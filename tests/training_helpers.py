@@ -7,6 +7,7 @@ import math
 
 import torch
 
+from ris_pytorch_pipeline.checkpoint import load_checkpoint
 from ris_pytorch_pipeline.configs import (
     DataConfig,
     ExperimentConfig,
@@ -63,3 +64,15 @@ def same(one, other):
 
 def read_metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(one, other):
+    """Weights, states and records of two runs are bitwise the same."""
+    for name in ("last", "best"):
+        a, b = load_checkpoint(one / name), load_checkpoint(other / name)
+        assert same(a.net.state_dict(), b.net.state_dict())
+        assert same(a.state, b.state)
+    records = [
+        [r for r in read_metrics(folder) if r["kind"] != "checklist"] for folder in (one, other)
+    ]
+    assert records[0] == records[1]
