@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+import torch._dynamo  # noqa: F401 - an optimizer imports it: here, and not in every process
 import torch.distributed as dist
 
 LIMIT = 240.0

@@ -66,7 +66,7 @@ class SceneSource(Protocol):
 
 def everything(count: int) -> slice:
     """The share of a process alone."""
-    return slice(count)
+    return slice(0, count)
 
 
 def _batch_sizes(samples: int, batch_size: int) -> list[int]:

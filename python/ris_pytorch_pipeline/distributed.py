@@ -25,6 +25,7 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -165,7 +166,9 @@ class _Group(Processes):
         if waited >= self._timeout:
             what = f"did not answer within train.process_timeout = {self._timeout:g} s"
         else:
-            what = f"was killed or cannot be reached ({_line(error)})"
+            # gloo says where in its sources, then what happened, then advice.
+            cause = re.sub(r"^\[[^]]*\] ", "", _line(error)).partition(". ")[0]
+            what = f"was killed or cannot be reached ({cause})"
         return f"{me}, because another one {what}; --resume auto goes on from the last save"
 
     def tell_failure(self, error: BaseException) -> None:
@@ -316,17 +319,18 @@ def training_processes(config: ExperimentConfig) -> Generator[Processes, None, N
         )
     seconds = config.train.process_timeout
     timeout = datetime.timedelta(seconds=seconds)
-    backend, where = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
+    on_cuda = device.type == "cuda"
     try:
         store, rank, size = next(rendezvous("env://", timeout=timeout))
         store.set_timeout(timeout)
+        # A restart finds the store that the processes before it have left.
+        store = PrefixStore(f"attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(
-            backend,
+            "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
             store=PrefixStore("group", store),
             rank=rank,
             world_size=size,
             timeout=timeout,
-            device_id=where,
         )
     except RuntimeError as error:
         raise LostProcessError(
@@ -335,13 +339,14 @@ def training_processes(config: ExperimentConfig) -> Generator[Processes, None, N
         ) from error
     group = _Group(device, PrefixStore("failures", store), seconds)
     try:
-        group.require_same_setting(config)
-        yield group
+        with torch.cuda.device(device) if on_cuda else contextlib.nullcontext():
+            group.require_same_setting(config)
+            yield group
     except BaseException as error:
         if not isinstance(error, LostProcessError):
             group.tell_failure(error)
         # NCCL would wait for what it has begun with processes that are gone.
-        if device.type == "cpu":
+        if not on_cuda:
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()

@@ -198,9 +198,11 @@ class Trainer:
         for name, value in saved.state["counters"].items():
             setattr(self, name, value)
         self.guard.skipped = saved.state["skipped"]
-        torch.set_rng_state(streams["cpu"][processes.rank % count])
+        # Clones, because PyTorch reads a state as if it began its memory.
+        own = {name: states[processes.rank % count].clone() for name, states in streams.items()}
+        torch.set_rng_state(own["cpu"])
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(streams["cuda"][processes.rank % count], self.device)
+            torch.cuda.set_rng_state(own["cuda"], self.device)
 
     def train_step(self, batches: list[Scenes]) -> tuple[StepReport, dict[str, Tensor]]:
         """One step over the batches of an accumulation group; returns the terms' means too.
