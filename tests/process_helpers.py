@@ -16,6 +16,8 @@ from types import TracebackType
 import torch._dynamo  # noqa: F401 - an optimizer imports it: here, and not in every process
 import torch.distributed as dist
 
+from ris_pytorch_pipeline.trainer import Trainer
+
 LIMIT = 240.0
 """Seconds after which processes that have not ended are a failure of the test."""
 
@@ -109,3 +111,16 @@ class Team:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+
+
+def before_step(step: int, action: Callable[[], None]) -> None:
+    """Call ``action`` when this process begins a step, counted from its start."""
+    real, steps = Trainer.train_step, []
+
+    def train_step(trainer, batches):
+        steps.append(None)
+        if len(steps) == step:
+            action()
+        return real(trainer, batches)
+
+    Trainer.train_step = train_step

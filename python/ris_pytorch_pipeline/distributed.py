@@ -49,7 +49,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the training ended or did not answer in time."""
+    """The processes of a training cannot go on together: one ended, failed, or does not answer."""
 
 
 def launched() -> bool:
@@ -82,8 +82,8 @@ class Processes:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        # Where signals to this process are noted.
         self.interrupt: DeferredInterrupt | None = None
-        """Signals to this process are noted here."""
 
     @property
     def leader(self) -> bool:
