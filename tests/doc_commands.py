@@ -171,6 +171,20 @@ def check_make(arguments: list[str]) -> None:
             assert re.search(rf"^{argument}:", text, re.M), f"the Makefile has no target {argument}"
 
 
+def check_torchrun(arguments: list[str]) -> None:
+    """``torchrun ... -m module ...``, by its own parser."""
+    from torch.distributed import run
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            asked = run.parse_args(arguments)
+    except SystemExit:
+        raise AssertionError(said.getvalue().strip().splitlines()[-1]) from None
+    assert asked.module, "torchrun without -m"
+    check_module(asked.training_script, asked.training_script_args)
+
+
 def check(words: list[str]) -> None:
     """Raise AssertionError unless the command could be called like this."""
     documented = (ROOT / "docs" / "environment.md").read_text()
@@ -183,7 +197,7 @@ def check(words: list[str]) -> None:
         return
     program, arguments = PurePosixPath(words[0]).name, words[1:]
     checks = {"ris": check_ris, "pip": check_pip, "make": check_make, "python": check_python}
-    checks["python3"] = check_python
+    checks |= {"python3": check_python, "torchrun": check_torchrun}
     if program in checks:
         checks[program](arguments)
     else:

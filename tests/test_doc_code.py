@@ -184,6 +184,7 @@ def test_shell_blocks_are_taken_apart() -> None:
         "python -m bench --op tikhonov_covariance --threads 1 && make docs VENV=x",
         'pip install -e ".[plots,test]"',
         "python -c 'import riskernels'",
+        "torchrun --standalone --nproc_per_node=2 -m ris_pytorch_pipeline train --out b",
         "python -m pytest tests/test_docs.py::test_x",
     ],
 )
@@ -204,6 +205,9 @@ def test_a_command_that_exists_passes(command: str, empty_folder: Path) -> None:
         ("python -m pytest tests/test_x.py", "no file"),
         ("python tests/test_x.py", "no file"),
         ("pip install .[plot]", "no extra plot"),
+        ("torchrun --nproc=2 -m ris_pytorch_pipeline train --epoch 3", "epoch"),
+        ("torchrun --nproc_per_nodes=2 -m ris_pytorch_pipeline train", "nproc_per_nodes"),
+        ("torchrun --nproc_per_node=2 train.py", "torchrun without -m"),
         ("make doc", "no target doc"),
         ("make docs PYTHN=x", "no variable PYTHN"),
         ("RISKERNELS_SIMB=avx2 ris info", "no variable RISKERNELS_SIMB"),

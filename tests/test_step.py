@@ -221,7 +221,7 @@ def test_a_run_goes_on_after_a_non_finite_step(tmp_path, monkeypatch, capsys, wh
     batch, hinge = Simulator.batch, loss_module.eigengap_hinge
     batches, terms = [], []
 
-    def broken_batch(self, size):
+    def broken_batch(self, size, *part):
         batches.append(size)
         scenes = batch(self, size)
         # Two validation batches are drawn first.

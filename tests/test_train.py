@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from training_helpers import CPU, experiment, read_metrics, same
 
-from ris_pytorch_pipeline import progress
+from ris_pytorch_pipeline import outcome, progress
 from ris_pytorch_pipeline import trainer as trainer_module
 from ris_pytorch_pipeline.checkpoint import load_checkpoint
 from ris_pytorch_pipeline.configs import (
@@ -56,7 +56,7 @@ def test_validation_uses_the_inference_pass_and_the_averaged_weights(tmp_path, m
         seen.append((net, scenes, result.r_blend.detach()))
         return result
 
-    monkeypatch.setattr(trainer_module, "infer", spy)
+    monkeypatch.setattr(outcome, "infer", spy)
     config = experiment(epochs=1, swa_start=1.0)
     result = fit(config, tmp_path, quiet=True)
     net, scenes, blend = seen[-1]

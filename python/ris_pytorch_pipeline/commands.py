@@ -155,6 +155,7 @@ class Train:
     def run(self) -> int:
         """Train; status 1 if the checklist failed or the training could not go on."""
         from .checkpoint import has_checkpoint
+        from .distributed import LostProcessError, is_leader
         from .hpo import checklist_passed
         from .interrupts import Interrupted
         from .train import TrainingError, fit
@@ -164,7 +165,7 @@ class Train:
         resume = self.resume == "auto"
         if resume and self.overwrite:
             raise ConfigError("train: give --resume auto or --overwrite, not both")
-        if resume and not held:
+        if resume and not held and is_leader():
             print(f"{self.out} holds no saved run: training starts at the beginning")
         if held and not (resume or self.overwrite):
             raise ConfigError(
@@ -172,7 +173,7 @@ class Train:
             )
         try:
             result = fit(self.experiment, self.out, resume=resume)
-        except TrainingError as error:
+        except (TrainingError, LostProcessError) as error:
             raise CommandError(str(error)) from error
         except OSError as error:
             if not has_checkpoint(Path(self.out) / "last"):
@@ -182,8 +183,12 @@ class Train:
                 "command with --resume auto goes on"
             ) from error
         except Interrupted as stop:
+            if not is_leader():
+                return stop.status
             stop.args = (f"{stop}; the same command with --resume auto goes on",)
             raise
+        if not is_leader():
+            return 0
         print(
             f"training loss {result.first_train_loss:.4f} -> {result.last_train_loss:.4f}, "
             f"validation loss {result.best_val_loss:.4f}, {result.skipped_steps} skipped steps"
@@ -208,8 +213,10 @@ class Hpo:
 
     def run(self) -> int:
         """Run or continue the search."""
+        from .distributed import require_one_process
         from .hpo import run
 
+        require_one_process("hpo")
         verify_shards(self.options.shards, self.verify)
         return run(self.options)
 

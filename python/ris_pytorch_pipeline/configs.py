@@ -293,11 +293,13 @@ class TrainConfig:
     """Steps between two lines of metrics."""
     checkpoint_every: int = 500
     """Steps between two saves within an epoch; 0 saves at its end alone."""
+    process_timeout: float = 300.0
+    """Seconds for which the processes of a training wait for each other before they give up."""
 
     def __post_init__(self) -> None:
         require_finite(self)
         require_counts(self, "epochs batch_size accumulate patience log_every")
-        require_positive(self, "lr_backbone lr_head clip_norm")
+        require_positive(self, "lr_backbone lr_head clip_norm process_timeout")
         require_not_negative(self, "weight_decay warmup_steps checkpoint_every")
         require_range(self, "lr_final swa_start", lambda x: 0 <= x <= 1, "0 to 1")
         require_range(self, "ema_decay", lambda x: 0 <= x < 1, "at least 0 and below 1")

@@ -4,6 +4,9 @@
 Both sources plan an epoch as a list of batch sizes, hold one fixed validation set apart from the
 training data, and can be saved and continued exactly, between any two batches. On CUDA the next
 batch is made beside the training step (:mod:`.prefetch`); what is saved is where the consumer is.
+
+One of several processes (:mod:`.distributed`) gets its share of every batch. The random streams and
+the saved place are those of one process, so that the batches are the same for any number of them.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from .shards import ShardDataset
 from .simulate import Scenes, Simulator
 
 Batches: TypeAlias = "Generator[Scenes, None, None]"
+Share: TypeAlias = "Callable[[int], slice]"
+"""Which scenes of a batch of so many are wanted."""
 HOLD_OUT_SEED = 20240607
 """Fixes which scenes of a shard folder are held out, whatever the seed of a run."""
 
@@ -45,18 +50,23 @@ class SceneSource(Protocol):
     """What the trainer needs from its data."""
 
     batch_sizes: list[int]
-    """Sizes of the batches of one epoch."""
+    """Sizes of the batches of one epoch, whatever the share."""
     validation: list[Scenes]
-    """The validation set, in batches, on the training device."""
+    """The share of the validation set, in batches, on the training device; none is empty."""
 
     def epoch(self) -> Batches:
         """The batches that are left of the present epoch, or all of the next one, on the training
-        device; to be closed when left early."""
+        device, or the shares of them, which can be empty; to be closed when left early."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def everything(count: int) -> slice:
+    """The share of a process alone."""
+    return slice(0, count)
 
 
 def _batch_sizes(samples: int, batch_size: int) -> list[int]:
@@ -82,7 +92,9 @@ def _ahead(device: torch.device) -> Callable[[Batches], Batches]:
 class SimulatedScenes:
     """Fresh scenes in every epoch; validation comes from a random stream of its own."""
 
-    def __init__(self, config: ExperimentConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: ExperimentConfig, device: torch.device, share: Share = everything
+    ) -> None:
         def simulator(split: str) -> Simulator:
             seed = config.train.seed
             return Simulator(
@@ -91,13 +103,12 @@ class SimulatedScenes:
 
         batch_size = config.train.batch_size
         self.batch_sizes = _batch_sizes(config.data.train_samples, batch_size)
-        held_out = simulator("val")
-        self.validation = [
-            held_out.batch(size) for size in _batch_sizes(config.data.val_samples, batch_size)
-        ]
+        held_out, sizes = simulator("val"), _batch_sizes(config.data.val_samples, batch_size)
+        shares = (held_out.batch(size, share(size)) for size in sizes)
+        self.validation = [scenes for scenes in shares if len(scenes)]
         self._simulator = simulator("train")
         self._position, self._state = 0, self._simulator.state_dict()
-        self.ahead = _ahead(device)
+        self.ahead, self._share = _ahead(device), share
 
     def epoch(self) -> Batches:
         self._position %= len(self.batch_sizes)
@@ -107,7 +118,7 @@ class SimulatedScenes:
 
         def made() -> Batches:
             for size in self.batch_sizes[self._position :]:
-                scenes = self._simulator.batch(size)
+                scenes = self._simulator.batch(size, self._share(size))
                 states.append(self._simulator.state_dict())
                 yield scenes
 
@@ -133,9 +144,11 @@ class ShardScenes:
     ``train_samples`` are used.
     """
 
-    def __init__(self, config: ExperimentConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: ExperimentConfig, device: torch.device, share: Share = everything
+    ) -> None:
         assert config.data.shards is not None
-        self._dataset, self._device = ShardDataset(config.data.shards), device
+        self._dataset, self._device, self._share = ShardDataset(config.data.shards), device, share
         differences = config_differences(self._dataset.system, config.system)
         if differences:
             raise ConfigError(
@@ -155,14 +168,15 @@ class ShardScenes:
         self.batch_sizes = _batch_sizes(len(self.train_indices), batch_size)
         # One scene that is not finite would leave every validation loss without a value.
         self._dataset.check(self.val_indices)
-        self.validation = [self._read(part) for part in torch.split(self.val_indices, batch_size)]
+        shares = (self._read(part) for part in torch.split(self.val_indices, batch_size))
+        self.validation = [scenes for scenes in shares if len(scenes)]
         self._generator = torch.Generator().manual_seed(config.train.seed)
         # The generator as it is before the present epoch's order is drawn.
         self._position, self._state = 0, self._generator.get_state()
         self.ahead = _ahead(device)
 
     def _read(self, indices: torch.Tensor) -> Scenes:
-        return self._dataset.batch(indices).to(self._device)
+        return self._dataset.batch(indices[self._share(len(indices))]).to(self._device)
 
     def epoch(self) -> Batches:
         if self._position == len(self.batch_sizes):
@@ -185,8 +199,10 @@ class ShardScenes:
         self._generator.set_state(self._state)
 
 
-def open_scenes(config: ExperimentConfig, device: torch.device) -> SceneSource:
-    """The data that ``config.data`` asks for."""
+def open_scenes(
+    config: ExperimentConfig, device: torch.device, share: Share = everything
+) -> SceneSource:
+    """The data that ``config.data`` asks for, or the share of every batch."""
     if config.data.shards is None:
-        return SimulatedScenes(config, device)
-    return ShardScenes(config, device)
+        return SimulatedScenes(config, device, share)
+    return ShardScenes(config, device, share)

@@ -25,21 +25,28 @@ class DeferredInterrupt:
     The second one of any kind acts at once, as SIGINT does by default. Signals are delivered to the
     main thread alone; in another one the block changes nothing.
 
+    Args:
+        patient: later signals do nothing, and after one that came the handlers stay when the block
+            ends. For one of several processes: who starts them also ends them, by SIGTERM when one
+            has left, while another may still be saving or saying what it did, and then by SIGKILL.
+
     >>> with DeferredInterrupt() as interrupt:
     ...     signal.raise_signal(signal.SIGINT)
     ...     interrupt.signum == signal.SIGINT
     True
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
+        self.patient = patient
         self.signum: int | None = None
         """The signal that has arrived."""
         self._before: dict[signal.Signals, object] = {}
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None:
+        if self.signum is None:
+            self.signum = signum
+        elif not self.patient:
             raise KeyboardInterrupt
-        self.signum = signum
 
     def __enter__(self) -> DeferredInterrupt:
         if threading.current_thread() is threading.main_thread():
@@ -52,5 +59,7 @@ class DeferredInterrupt:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self.patient and self.signum is not None:
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]

@@ -94,6 +94,8 @@ class LocalizationLoss:
         self.system, self.loss, self.covariance = system, loss, covariance
         self.form = covariance_form(form, system)
         self.weights = {name: getattr(loss, name) for name in TERMS if getattr(loss, name) > 0}
+        self.names = (*self.weights, "total")
+        """What a call returns, in this order."""
 
     def __call__(self, inference: Inference, scenes: Scenes) -> dict[str, Tensor]:
         """Mean over the scenes of every term by name, and their weighted sum as ``total``."""

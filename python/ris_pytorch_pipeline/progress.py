@@ -63,20 +63,23 @@ class RunLog:
     """Reports a run to the reader, to ``metrics.jsonl`` and, where installed, to TensorBoard.
 
     Args:
-        folder: where the records go.
+        folder: where the records go; None neither records nor prints anything.
         total_steps: steps of the whole run, for the bar and the time left.
         done_steps: steps that were done before (a resumed run).
         quiet: record, but print nothing.
     """
 
     def __init__(
-        self, folder: Path, *, total_steps: int, done_steps: int = 0, quiet: bool = False
+        self, folder: Path | None, *, total_steps: int, done_steps: int = 0, quiet: bool = False
     ) -> None:
+        quiet = quiet or folder is None
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
         self.total_steps, self.done_steps = total_steps, done_steps
         self._first_step, self._started = done_steps, time.monotonic()
-        self._path = folder / "metrics.jsonl"
-        self._records = _open_records(self._path, done_steps)
+        self._records: TextIO | None = None
+        if folder is not None:
+            self._path, self._tensorboard_folder = folder / "metrics.jsonl", folder / "tensorboard"
+            self._records = _open_records(self._path, done_steps)
         self._bar: Progress | None = None
         self._task = TaskID(0)
         if self.console.is_terminal and not quiet:
@@ -89,8 +92,7 @@ class RunLog:
                 console=self.console,
             )
             self._task = self._bar.add_task("training", total=total_steps, completed=done_steps)
-        self._tensorboard_folder = folder / "tensorboard"
-        self._tensorboard = self._open_tensorboard()
+        self._tensorboard = None if folder is None else self._open_tensorboard()
 
     def _open_tensorboard(self) -> Any:
         try:
@@ -114,7 +116,7 @@ class RunLog:
         if self._bar is not None:
             self._bar.stop()
         first: OSError | None = None
-        closing = [(self._path, self._records.close)]
+        closing = [] if self._records is None else [(self._path, self._records.close)]
         if self._tensorboard is not None:
             closing.append((self._tensorboard_folder, self._tensorboard.close))
         for path, close in closing:
@@ -137,6 +139,8 @@ class RunLog:
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
         """Append one line ``{"kind": ..., "step": ..., ...}`` to the metrics."""
+        if self._records is None:
+            return
         line = {"kind": kind, "step": self.done_steps}
         line |= {name: _plain(value) for name, value in values.items()}
         with naming(self._path):
@@ -150,6 +154,8 @@ class RunLog:
 
     def sync(self) -> None:
         """Wait until all records are on the disk."""
+        if self._records is None:
+            return
         with naming(self._path):
             os.fsync(self._records.fileno())
 

@@ -173,6 +173,12 @@ def _stream_seeds(seed: int, split: str | int, count: int) -> list[int]:
     return [int(s) for s in np.random.SeedSequence(seed, spawn_key=key).generate_state(count)]
 
 
+def _kept(drawn: Tensor, part: slice) -> Tensor:
+    """The scenes of ``drawn`` in ``part``, without the memory of the others."""
+    kept = drawn[part]
+    return drawn if len(kept) == len(drawn) else kept.clone()
+
+
 class Simulator:
     """Draws batches of :class:`Scenes` on ``device``.
 
@@ -228,8 +234,12 @@ class Simulator:
         self._fields.set_state(state["fields"].cpu())
 
     @torch.no_grad()
-    def batch(self, batch_size: int) -> Scenes:
-        """Draw ``batch_size`` scenes."""
+    def batch(self, batch_size: int, part: slice = slice(None)) -> Scenes:
+        """Draw ``batch_size`` scenes and make those in ``part``.
+
+        The random numbers of all are drawn, a tenth of the work, so that neither the streams nor a
+        scene, up to the rounding of ``y``, depend on the part.
+        """
         if batch_size < 1:
             raise ValueError(f"Simulator.batch: batch_size is {batch_size}, expected at least 1")
         system, simulation = self.system, self.simulation
@@ -237,18 +247,19 @@ class Simulator:
         low, high = simulation.snr_db_min, simulation.snr_db_max
         snr_db = low + (high - low) * torch.rand(batch_size, generator=self._host)
         num_sources, phi, theta, r, power, snr_db = (
-            value.to(self.device, non_blocking=True)
+            _kept(value, part).to(self.device, non_blocking=True)
             for value in (num_sources, phi, theta, r, power, snr_db)
         )
-        h = self._draw_channel(batch_size)
-        codes = self._codebook.draw(batch_size, self._fields)
+        h = self._draw_channel(batch_size, part)
+        codes = _kept(self._codebook.draw(batch_size, self._fields), part)
         columns = steering(system, phi, theta, r, positions=self._positions)
         drawn = 1 if simulation.symbols == "static" else system.snapshots
-        symbols = self._normal(batch_size, drawn, system.max_sources) * power.sqrt()[:, None, :]
+        symbols = _kept(self._normal(batch_size, drawn, system.max_sources), part)
+        symbols = symbols * power.sqrt()[:, None, :]
         signal = ((symbols @ columns) * codes) @ h.mT
         signal_power = torch.view_as_real(signal).square().sum(-1).mean((1, 2))
         noise_scale = (signal_power * torch.pow(10.0, -snr_db / 10)).sqrt()
-        noise = self._normal(batch_size, system.snapshots, system.antennas)
+        noise = _kept(self._normal(batch_size, system.snapshots, system.antennas), part)
         y = signal + noise_scale[:, None, None] * noise
         return Scenes(y, h, codes, phi, theta, r, num_sources, power, snr_db)
 
@@ -299,10 +310,10 @@ class Simulator:
             f"{PLACEMENT_ROUNDS} rounds; lower simulation.min_separation or system.max_sources"
         )
 
-    def _draw_channel(self, batch: int) -> Tensor:
+    def _draw_channel(self, batch: int, part: slice) -> Tensor:
         """Rician channel, [B, M, N]: both parts have E|.|^2 = 1/N per entry before weighting."""
         system = self.system
-        draw = 2 * torch.rand(4, batch, generator=self._host) - 1
+        draw = 2 * torch.rand(4, batch, generator=self._host)[:, part] - 1
         phi, theta, arrival, phase = draw.to(self.device, non_blocking=True)
         far = torch.full_like(phi, math.inf)
         # Spreading is relative to the array centre and so vanishes for a plane wave.
@@ -314,7 +325,7 @@ class Simulator:
         station = station + math.pi * phase[:, None]
         line_of_sight = torch.polar(torch.ones_like(station), station)[..., None] * surface[:, None]
         scatter_weight = 1 / (1 + self.simulation.rician_kappa)
-        scatter = self._normal(batch, system.antennas, system.elements)
+        scatter = _kept(self._normal(batch, system.antennas, system.elements), part)
         # In place on the real numbers: a complex product costs four times as many.
         torch.view_as_real(scatter).mul_(math.sqrt(scatter_weight / system.elements))
         return scatter.add_(line_of_sight, alpha=math.sqrt(1 - scatter_weight))

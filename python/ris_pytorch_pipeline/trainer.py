@@ -11,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from .checkpoint import (
 )
 from .configs import ConfigError, ExperimentConfig
 from .data import open_scenes
+from .distributed import Processes
 from .loss import LocalizationLoss
 from .model import LocalizationNet, infer
 from .optim import (
@@ -38,63 +38,36 @@ from .optim import (
     load_schedule,
     warmup_cosine,
 )
+from .outcome import Metrics, TrainResult, validate
 from .progress import RunLog
 from .simulate import Scenes
 
-FREE_TO_CHANGE = {"epochs", "patience", "log_every", "checkpoint_every", "device", "covariance"}
+FREE_TO_CHANGE = {
+    "epochs", "patience", "log_every", "checkpoint_every", "device", "covariance",
+    "process_timeout",
+}  # fmt: skip
 """Fields of TrainConfig that may differ when a run is continued."""
 
 LOADERS = {"optimizer": load_optimizer, "scheduler": load_schedule}
 """For the parts whose own ``load_state_dict`` takes what it is given unseen."""
-Metrics = dict[str, float]
 
 
 class TrainingError(RuntimeError):
     """A training that cannot go on."""
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """Outcome of a training."""
-
-    best_val_loss: float
-    """Lowest validation loss; infinite if none was finite."""
-    first_train_loss: float
-    """Mean over the first ``log_every`` real steps, at most the first half of all."""
-    last_train_loss: float
-    """Mean over as many last steps."""
-    history: list[Metrics]
-    """Metrics of every epoch."""
-    skipped_steps: int
-    """Steps skipped because of a non-finite gradient or loss."""
-    checkpoint: Path
-    """The best checkpoint, or the last where no validation loss was finite."""
-
-
-@torch.no_grad()
-def validate(net: LocalizationNet, loss: LocalizationLoss, batches: Iterable[Scenes]) -> Metrics:
-    """Mean of every loss term over the scenes of ``batches``, through :func:`infer`."""
-    was_training = net.training
-    net.eval()
-    sums: dict[str, Tensor] = {}
-    count = 0
-    for scenes in batches:
-        for name, value in loss(infer(net, scenes), scenes).items():
-            sums[name] = sums.get(name, value.new_zeros(())) + value * len(scenes)
-        count += len(scenes)
-    net.train(was_training)
-    means = (torch.stack(list(sums.values())) / count).tolist()
-    return dict(zip(sums, means, strict=True))
-
-
 class Trainer:
-    """The moving parts of one run, and their saved form."""
+    """The moving parts of one run, and their saved form; in several processes, one's own."""
 
-    def __init__(self, config: ExperimentConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: ExperimentConfig, device: torch.device, processes: Processes | None = None
+    ) -> None:
         train = config.train
         self.config, self.device = config, device
-        self.data = open_scenes(config, device)
+        self.processes = processes or Processes(device)
+        self.data = open_scenes(config, device, self.processes.share)
         self.net = LocalizationNet(config.system, config.model, config.covariance).to(device)
+        self.processes.copy_from_leader(self.net)
         self.loss = LocalizationLoss(
             config.system, config.loss, config.covariance, train.covariance
         )
@@ -102,6 +75,7 @@ class Trainer:
         self.groups = [sizes[i : i + group] for i in range(0, len(sizes), group)]
         self.total_steps = train.epochs * len(self.groups)
         parameter_groups = self.net.parameter_groups()
+        self.parameters = [p for group in parameter_groups.values() for p in group]
         optimizer = build_optimizer(parameter_groups, train)
         self.amp = train.amp and device.type == "cuda"
         self.guard = StepGuard(
@@ -154,13 +128,16 @@ class Trainer:
         state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
         state["counters"] = {name: getattr(self, name) for name in self._COUNTERS}
         state["skipped"], state["device"] = self.guard.skipped, self.device.type
-        state["random"] = {"cpu": torch.get_rng_state()}
+        state["random"] = {"cpu": self.processes.gather(torch.get_rng_state())}
         if self.device.type == "cuda":
-            state["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
+            own = torch.cuda.get_rng_state(self.device)
+            state["random"]["cuda"] = self.processes.gather(own)
         return state
 
     def restore(self, folder: Path) -> None:
         """Continue from the checkpoint in ``folder``.
+
+        With dropout, of which every process draws its own, it takes as many processes as before.
 
         Raises:
             ConfigError: the checkpoint is of another experiment, or of another kind of device.
@@ -185,14 +162,29 @@ class Trainer:
             )
         self.net.load_state_dict(saved.net.state_dict())
         try:
-            self._take(saved.state)
+            streams = self._streams(saved.state["random"], folder)
+            self._take(saved.state, streams)
+        except ConfigError:
+            raise
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {str(error)[:200]}"
             raise CheckpointError(
                 f"{folder}: its state is not one of this training ({reason})"
             ) from error
 
-    def _take(self, state: dict[str, Any]) -> None:
+    def _streams(self, random: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+        """This process's random streams of those that were saved."""
+        states = {name: torch.atleast_2d(state.cpu()) for name, state in random.items()}
+        count, processes = len(states["cpu"]), self.processes
+        if count != processes.size and self.config.model.dropout > 0:
+            raise ConfigError(
+                f"{folder}: saved by {count} process(es) with a random stream of dropout each; "
+                f"continue with as many, not {processes.size}"
+            )
+        # Clones, because PyTorch reads a state as if it began its memory.
+        return {name: rows[processes.rank % count].clone() for name, rows in states.items()}
+
+    def _take(self, state: dict[str, Any], streams: dict[str, Tensor]) -> None:
         for name, part in self._parts().items():
             load = LOADERS.get(name, type(part).load_state_dict)
             load(part, state[name])
@@ -204,22 +196,26 @@ class Trainer:
         if self.epoch_steps >= len(self.groups):
             raise ValueError(f"step {self.epoch_steps} of {len(self.groups)} in an epoch")
         self.guard.skipped = int(state["skipped"])
-        torch.set_rng_state(state["random"]["cpu"].cpu())
+        torch.set_rng_state(streams["cpu"])
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random"]["cuda"].cpu(), self.device)
+            torch.cuda.set_rng_state(streams["cuda"], self.device)
 
     def train_step(self, batches: list[Scenes]) -> tuple[StepReport, dict[str, Tensor]]:
-        """One step over the batches of an accumulation group; returns the terms' means too."""
+        """One step over the batches of an accumulation group; returns the terms' means too.
+
+        In several processes the batches are this one's shares, and the step is over all.
+        """
         samples = sum(map(len, batches))
-        means: dict[str, Tensor] = {}
-        for scenes in batches:
+        means: dict[str, Tensor] = dict.fromkeys(self.loss.names, torch.zeros(()))
+        for scenes in (scenes for scenes in batches if len(scenes)):
             share = len(scenes) / samples
             with torch.autocast(self.device.type, torch.float16, enabled=self.amp):
                 inference = infer(self.net, scenes)
             terms = self.loss(inference, scenes)
             torch.autograd.backward(self.guard.scaler.scale(terms["total"] * share))
             for name, value in terms.items():
-                means[name] = means.get(name, 0.0) + value.detach() * share
+                means[name] = means[name] + value.detach() * share
+        means = self.processes.reduce_step(self.parameters, means, samples)
         return self.guard(means["total"]), means
 
     def train_epoch(self, log: RunLog, between_steps: Callable[[], None]) -> Metrics:
@@ -281,13 +277,29 @@ class Trainer:
             return False
         self.best = value
         state = {"epoch": self.epoch, "val_loss": value, "weights": weights}
-        save_checkpoint(folder, self.config, net, state)
+        self._write(folder, net, state)
         return True
 
     def save(self, out_dir: Path) -> None:
         """Save everything as the checkpoint ``last``, and keep the one before it."""
-        state = self.state_dict()
-        save_checkpoint(out_dir / "last", self.config, self.net, state, keep_previous=True)
+        self._write(out_dir / "last", self.net, self.state_dict(), keep_previous=True)
+
+    def _write(
+        self,
+        folder: Path,
+        net: LocalizationNet,
+        state: dict[str, Any],
+        *,
+        keep_previous: bool = False,
+    ) -> None:
+        """The leader saves; every process goes on when it is on the disk."""
+        if self.processes.leader:
+            save_checkpoint(folder, self.config, net, state, keep_previous=keep_previous)
+        self.processes.synchronise()
+
+    def validate(self, net: LocalizationNet) -> Metrics:
+        """The metrics of ``net`` on the validation set."""
+        return validate(net, self.loss, self.data.validation, self.processes)
 
     def run_epoch(
         self, out_dir: Path, log: RunLog, between_steps: Callable[[], None] = lambda: None
@@ -295,12 +307,11 @@ class Trainer:
         """Train, validate and save one epoch, or what is left of it."""
         metrics = self.train_epoch(log, between_steps)
         weights, net = self.evaluated()
-        metrics |= {
-            f"val_{k}": v for k, v in validate(net, self.loss, self.data.validation).items()
-        }
+        metrics |= {f"val_{name}": value for name, value in self.validate(net).items()}
         metrics["train_loss"], metrics["val_loss"] = metrics["train_total"], metrics["val_total"]
         metrics["skipped_steps"] = float(self.guard.skipped)
         self.epoch, self.epoch_steps, self.epoch_scenes, self.epoch_sums = self.epoch + 1, 0, 0, {}
+        self.processes.require_same_weights(self.net)
         better = self.keep_if_best(out_dir / "best", weights, net, metrics["val_loss"])
         self.stale_epochs = 0 if better else self.stale_epochs + 1
         self.history.append(metrics)
@@ -318,7 +329,7 @@ class Trainer:
     def finish(self, out_dir: Path, log: RunLog) -> TrainResult:
         """Validate the SWA weights, which may be the best, and sum up."""
         if self.swa is not None and self.swa.count:
-            value = validate(self.swa.module, self.loss, self.data.validation)["total"]
+            value = self.validate(self.swa.module)["total"]
             better = self.keep_if_best(out_dir / "best", "swa", self.swa.module, value)
             log.record("swa", {"val_loss": value, "updates": self.swa.count})
             log.say(f"SWA weights: validation loss {value:.4f}{' (best)' if better else ''}")
