@@ -188,9 +188,9 @@ def steering_power(
         coordinate is not finite, P is NaN.
 
     Gradients reach ``factor`` alone (PyTorch's convention, dL/dRe + i dL/dIm):
-    :math:`\partial L / \partial X = 2 \sum_g \bar g_g \, a(g) \, a(g)^H X`. Coordinates or positions
-    that require grad are refused. Directions and 1 / r are computed in float64; for complex64 the
-    path difference follows in float32, so that a phase is wrong by about
+    :math:`\partial L / \partial X = 2 \sum_g \bar g_g \, a(g) \, a(g)^H X`. Coordinates or
+    positions that require grad are refused. Directions and 1 / r are computed in float64; for
+    complex64 the path difference follows in float32, so that a phase is wrong by about
     :math:`\epsilon k_0 |p|`, 1e-6 at an aperture of a few wavelengths. Any strides and stride-0
     batches are read in place; conjugated views are resolved by a copy. The result is bitwise the
     same on every run. Non-finite values in one scene's factor stay in its row.

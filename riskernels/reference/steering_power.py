@@ -33,16 +33,10 @@ _CHUNK_BYTES = 16 << 20
 
 
 def _steering(
-    phi: Tensor,
-    theta: Tensor,
-    r: Tensor,
-    positions: Tensor,
-    wavelength: float,
-    taper: bool,
-    dtype: torch.dtype,
+    points: list[Tensor], positions: Tensor, wavelength: float, taper: bool, dtype: torch.dtype
 ) -> Tensor:
-    """a(g) [..., N] of points [...]; NaN where r is not positive."""
-    phi, theta, r, p = (t.to(torch.float64) for t in (phi, theta, r, positions))
+    """a(g) [..., N] of points (phi, theta, r), each [...]; NaN where r is not positive."""
+    phi, theta, r, p = (t.to(torch.float64) for t in (*points, positions))
     level = torch.cos(theta)
     u = torch.stack((level * torch.cos(phi), level * torch.sin(phi), torch.sin(theta)), dim=-1)
     q = torch.where(r > 0, r.reciprocal(), torch.nan)[..., None]
@@ -81,8 +75,8 @@ def steering_power(
     """P [B, G]."""
     power = factor.new_empty((factor.shape[0], phi.shape[-1]), dtype=factor.dtype.to_real())
     for part in _chunks(factor, phi):
-        points = (t[..., part] for t in (phi, theta, r))
-        a = _steering(*points, positions, wavelength, taper, factor.dtype)
+        points = [t[..., part] for t in (phi, theta, r)]
+        a = _steering(points, positions, wavelength, taper, factor.dtype)
         product = torch.view_as_real(a.conj_physical() @ factor)
         power[:, part] = product.square().sum((-2, -1))
     return power
@@ -102,8 +96,8 @@ def steering_power_backward(
     """dL/dX [B, N, k] from grad = dL/dP [B, G]."""
     gradient = torch.zeros_like(factor, memory_format=torch.contiguous_format)
     for part in _chunks(factor, phi):
-        points = (t[..., part] for t in (phi, theta, r))
-        a = _steering(*points, positions, wavelength, taper, factor.dtype)
+        points = [t[..., part] for t in (phi, theta, r)]
+        a = _steering(points, positions, wavelength, taper, factor.dtype)
         product = (2 * grad[:, part, None]) * (a.conj_physical() @ factor)
         gradient += a.mT @ product
     return gradient
