@@ -30,8 +30,9 @@ struct SteeringShapes<double> {
                          SteeringShape<double, 1, 1>>;
 };
 
-// Largest workspace of the backward where parts of the points are summed apart.
-constexpr int64_t kSteeringWorkspace = int64_t{128} << 20;
+// Largest workspace of the backward where parts of the points are summed apart, and parts that are
+// allowed whatever they take.
+constexpr int64_t kSteeringWorkspace = int64_t{128} << 20, kSteeringParts = 16;
 
 // Instructions of a thread for one row of a tile: its share of the steering vectors, the products
 // and their loads. Only ratios count.
@@ -105,7 +106,7 @@ SteeringPlan backward_plan(const Target& target, const SteeringProblem<T>& p) {
   SteeringPlan plan = tiled<Shape>(p);
   const int64_t output = p.scenes * p.elements * p.factor.columns * int64_t{sizeof(Complex<T>)};
   const int64_t wanted = int64_t{4} * target.multiprocessors / plan.tiles;
-  const int64_t parts = std::min(wanted, kSteeringWorkspace / output);
+  const int64_t parts = std::min(wanted, std::max(kSteeringParts, kSteeringWorkspace / output));
   plan.parts = std::clamp<int64_t>(parts, 1, std::max<int64_t>(plan.point_tiles, 1));
   plan.part_tiles = (plan.point_tiles + plan.parts - 1) / plan.parts;
   if (plan.part_tiles > 0) plan.parts = (plan.point_tiles + plan.part_tiles - 1) / plan.part_tiles;

@@ -31,8 +31,8 @@ POINTS, COLUMNS, ELEMENTS = 32, 32, 16
 once: what four warps hold in their registers."""
 ENOUGH_PROGRAMS = 512
 """Programs that fill a device; the points are cut into parts until there are as many."""
-WORKSPACE = 128 << 20
-"""Largest workspace of the parts in bytes."""
+WORKSPACE, PARTS = 128 << 20, 16
+"""Largest workspace of the parts in bytes, and parts that are allowed whatever they take."""
 SUMS = 1024
 """Entries of the gradient that a program adds up."""
 
@@ -286,7 +286,8 @@ def steering_power_backward(
         return gradient
     tiles = _tiles(factor, (phi, theta, r))
     column_tiles = tiles.groups * tiles.windows
-    most = min(ENOUGH_PROGRAMS // column_tiles, WORKSPACE // (gradient.numel() * factor.itemsize))
+    most = max(PARTS, WORKSPACE // (gradient.numel() * factor.itemsize))
+    most = min(most, ENOUGH_PROGRAMS // column_tiles)
     part_tiles = blocks(tiles.point_tiles, max(1, min(most, tiles.point_tiles)))
     parts = blocks(tiles.point_tiles, part_tiles)
     sums = gradient if parts == 1 else gradient.new_empty((parts, *gradient.shape))
