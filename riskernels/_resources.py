@@ -72,7 +72,11 @@ def _measured_lines(facts: dict[str, Any]) -> list[str]:
         f"{'per SM':>6} {'occupancy':>9}   kernel (bytes)",
     ]
     for call in facts["calls"]:
-        sizes = {name: call[name] for name in "BLMN"} | {"r": call["columns"], "k": call["sources"]}
+        sizes = {name: call[name] for name in "BLMN"} | {
+            "r": call["columns"],
+            "k": call["sources"],
+            "G": call["points"],
+        }
         shape = " ".join(f"{name}={size}" for name, size in sizes.items() if size)
         per_snapshot = ", one H per snapshot" if call["h_per_snapshot"] else ""
         lines.append(f"{call['operator']} {call['pass']}, {call['dtype']}, {shape}{per_snapshot}")

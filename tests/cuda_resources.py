@@ -104,6 +104,13 @@ void factored_leakage(const Target& target, const FactoredLeakageProblem<T>& pro
   factored_leakage_backward(target, problem, grad, int64_t{1}, saved, products, to_factor, to_rho);
 }
 """
+STEERING = """
+void steering_power(const Target& target, const SteeringProblem<T>& problem,
+                    const PowerGradient<T>& grad, T* power, T* to_factor) {
+  steering_power_forward(target, problem, power);
+  steering_power_backward(target, problem, grad, to_factor);
+}
+"""
 CALLS = {
     "tikhonov": {
         op: TIKHONOV.format(op=op) for op in ("tikhonov_covariance", "tikhonov_snapshots")
@@ -117,6 +124,7 @@ CALLS = {
     },
     "blend_covariance": {"blend_covariance": BLEND},
     "subspace_leakage": {"subspace_leakage": LEAKAGE},
+    "steering_power": {"steering_power": STEERING},
 }
 """By file: calls of the host entry points, as the launchers and the block executor make them."""
 

@@ -28,12 +28,14 @@ CALL = {
     **{"B": 64, "L": 16, "M": 16, "N": 144},
     "columns": 0,
     "sources": 0,
+    "points": 0,
     "h_per_snapshot": True,
     "kernels": [KERNEL],
 }
 FACTORED = {**CALL, "operator": "factored_nmse", "L": 0, "M": 0, "h_per_snapshot": False}
 FACTORED |= {"columns": 21, "sources": 5}
-MEASURED = {"device": "A GPU", "compute_capability": "9.0", "calls": [CALL, FACTORED]}
+STEERING = {**FACTORED, "operator": "steering_power", "sources": 0, "points": 8192}
+MEASURED = {"device": "A GPU", "compute_capability": "9.0", "calls": [CALL, FACTORED, STEERING]}
 TABLE = {
     "nvcc": "13.0.88",
     "kernels": {
@@ -57,6 +59,7 @@ def test_measured_kernels(monkeypatch):
         "tikhonov_covariance forward, complex64, B=64 L=16 M=16 N=144, one H per snapshot" in text
     )
     assert "factored_nmse forward, complex64, B=64 N=144 r=21 k=5\n" in text
+    assert "steering_power forward, complex64, B=64 N=144 r=21 G=8192\n" in text
     row = next(line for line in text.splitlines() if "fused_covariance" in line)
     assert row.split()[:8] == ["80", "0", "0", "72704", "256", "256", "3", "38%"]
 

@@ -96,7 +96,7 @@ void describe_example(const Example& example, const Stream& stream, int device, 
       << ", \"pass\": " << (at.backward ? "\"backward\"" : "\"forward\"")
       << ", \"B\": " << at.scenes << ", \"L\": " << at.snapshots << ", \"M\": " << at.antennas
       << ", \"N\": " << at.elements << ", \"columns\": " << at.columns
-      << ", \"sources\": " << at.sources
+      << ", \"sources\": " << at.sources << ", \"points\": " << at.points
       << ", \"h_per_snapshot\": " << (at.h_per_snapshot ? "true" : "false") << ", \"kernels\": [";
   const char* separator = "";
   for (const auto node : nodes) {

@@ -22,6 +22,7 @@ struct ExampleShape {
   bool backward;
   int64_t columns = 0;  // of a factor
   int64_t sources = 0;  // columns of the target's factor, or of the steering vectors
+  int64_t points = 0;   // of a spectrum, [G] for all scenes
 };
 
 constexpr std::initializer_list<ExampleShape> kTikhonovShapes = {
@@ -57,6 +58,13 @@ constexpr std::initializer_list<ExampleShape> kSpectrumShapes = {
     {64, 0, 0, 144, false, false, 21}, {64, 0, 0, 144, false, true, 21},
     {4, 0, 0, 4096, false, false, 26}, {4, 0, 0, 4096, false, true, 26},
     {4, 0, 0, 144, false, false, 128}, {4, 0, 0, 144, false, true, 128},
+};
+
+// Many scenes to a tile, a scene to several tiles, and few points.
+constexpr std::initializer_list<ExampleShape> kSteeringShapes = {
+    {64, 0, 0, 144, false, false, 5, 0, 16384},  {64, 0, 0, 144, false, true, 5, 0, 16384},
+    {4, 0, 0, 1024, false, false, 144, 0, 4096}, {4, 0, 0, 1024, false, true, 144, 0, 4096},
+    {64, 0, 0, 144, false, false, 21, 0, 8},     {64, 0, 0, 144, false, true, 21, 0, 8},
 };
 
 struct Example {

@@ -147,3 +147,17 @@ T __ldg(const T* pointer) {
 }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline double rsqrt(double x) { return 1.0 / sqrt(x); }
+// Whole and half turns are taken off exactly, as the device does.
+inline void sincospi(double x, double* sine, double* cosine) {
+  const double halves = rint(2.0 * x), rest = 3.14159265358979323846 * (x - 0.5 * halves);
+  const double s = sin(rest), c = cos(rest);
+  const int quarter = static_cast<int>(fmod(fmod(halves, 4.0) + 4.0, 4.0) + 0.25);
+  *sine = quarter == 0 ? s : quarter == 1 ? c : quarter == 2 ? -s : -c;
+  *cosine = quarter == 0 ? c : quarter == 1 ? -s : quarter == 2 ? -c : s;
+}
+inline void sincospif(float x, float* sine, float* cosine) {
+  double s, c;
+  sincospi(x, &s, &c);
+  *sine = static_cast<float>(s);
+  *cosine = static_cast<float>(c);
+}

@@ -58,6 +58,7 @@ OPERATORS = (
     "factored_spectrum",
     "blend_covariance",
     "subspace_leakage",
+    "steering_power",
 )
 """By source file."""
 

@@ -13,6 +13,8 @@ from torch import Tensor
 import riskernels
 
 SNAPSHOTS = 16
+POINTS = 150
+"""Of steering_power: two tiles and a part of a third."""
 
 
 def _normal(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
@@ -39,9 +41,12 @@ class CovarianceCase:
     dtype: torch.dtype = torch.complex64
     options: dict[str, Any] = field(default_factory=dict)
     masked: bool = False
+    own_points: bool = False
+    """Of steering_power: every scene has its own points."""
 
     def __str__(self) -> str:
         kind = [k for k, v in self.options.items() if v] + ["masked"] * self.masked
+        kind += ["own_points"] * self.own_points
         return "-".join([self.op, *map(str, self.shape), str(self.dtype)[6:], *kind])
 
     def inputs(self, seed: int = 0, device: str = "cuda", b: int | None = None) -> list[Tensor]:
@@ -55,6 +60,7 @@ class CovarianceCase:
             "factored_nmse": [(scenes, n, r), (scenes,), (scenes, n, k)],
             "factored_leakage": [(scenes, n, r), (scenes,)],
             "factored_spectrum": [(scenes, n, r), (scenes,)],
+            "steering_power": [(scenes, n, r)],
         }
         values = []
         for number, shape in enumerate(shapes[self.op]):
@@ -67,6 +73,8 @@ class CovarianceCase:
 
     def function(self, device: str = "cuda") -> Callable[..., Tensor]:
         """The operator with its options and constants."""
+        if self.op == "steering_power":
+            return self._steering_function(device)
         _, n, _, k = self.shape
         operator, options = getattr(riskernels, self.op), dict(self.options)
         if self.masked:
@@ -93,6 +101,22 @@ class CovarianceCase:
 
         return call
 
+    def _steering_function(self, device: str) -> Callable[..., Tensor]:
+        g = torch.Generator().manual_seed(3)
+        draw = torch.rand(3, POINTS, dtype=torch.float64, generator=g)
+        phi, theta, r = (draw + torch.tensor([[-0.5], [-0.5], [0.5]])).to(device)
+        positions = torch.rand(self.shape[1], 3, dtype=torch.float64, generator=g).to(device)
+        options = dict(self.options)
+
+        def call(factor: Tensor) -> Tensor:
+            points = (phi, theta, r)
+            if self.own_points:
+                shift = 0.01 * torch.arange(factor.shape[0], device=device)[:, None]
+                points = (phi + shift, theta - shift, r + shift)
+            return riskernels.steering_power(factor, *points, positions, 0.3, **options)
+
+        return call
+
 
 BLEND = {"beta": 0.4, "loading": 0.05, "shrinkage": 0.1, "target_trace": 7.0}
 DEFAULT = (4, 144, 21, 5)
@@ -106,6 +130,7 @@ OPERATORS = (
     "factored_nmse",
     "factored_leakage",
     "factored_spectrum",
+    "steering_power",
 )
 CASES = [
     CovarianceCase(op, shape, dtype)
@@ -117,4 +142,7 @@ CASES += [
     CovarianceCase("factored_blend", SMALL, options=BLEND),
     CovarianceCase("factored_nmse", DEFAULT, masked=True),
     CovarianceCase("factored_nmse", SMALL, DOUBLE, masked=True),
+    CovarianceCase("steering_power", DEFAULT, options={"taper": True}, own_points=True),
+    CovarianceCase("steering_power", SMALL, DOUBLE, own_points=True),
+    CovarianceCase("steering_power", (1, 144, 144, 5)),
 ]

@@ -173,3 +173,16 @@ def test_offsets_beyond_32_bits(gpu_backend):
     leaf_small = small_value.detach().requires_grad_()
     total = riskernels.hermitian_nmse(leaf_small, target[:3]).sum()
     assert_close(gradient[-3:], torch.autograd.grad(total, leaf_small)[0], 1e-6)
+
+
+def test_points_beyond_32_bits(gpu_backend):
+    """B G > 2^31: every point is the same one, so every power of a scene is."""
+    points = 2**30 + 100
+    needs_bytes(3 * 4 * 2 * points)
+    x = torch.randn(2, 3, 2, dtype=torch.complex64, device="cuda")
+    phi, theta, r = torch.tensor([[0.3], [-0.2], [3.0]], device="cuda").expand(3, points)
+    positions = torch.rand(3, 3, device="cuda")
+    power = riskernels.steering_power(x, phi, theta, r, positions, 0.3)
+    assert torch.equal(power, power[:, :1].expand_as(power))
+    few = riskernels.steering_power(x, phi[:5], theta[:5], r[:5], positions, 0.3)
+    assert_close(power[:, -5:], few, 1e-6)
