@@ -92,6 +92,19 @@ class Measurements:
         product = self.phi @ wave.flatten(1, 2).mT
         return product.reshape(batch, *self.y.shape[1:], starts, count).movedim(3, 1)
 
+    def at(self, points: Tensor) -> Tensor:
+        """The columns D of sources at ``points`` [B, P, 3]: ``[B, G, R, P]``."""
+        phi, theta, inverse_range = points.unbind(-1)
+        wave = steering(
+            self.system,
+            phi,
+            theta,
+            inverse_range.reciprocal(),
+            positions=self.elements,
+            dtype=torch.complex128,
+        )
+        return self.columns(wave[:, None])[:, 0]
+
 
 class _Fit(NamedTuple):
     """f and its Gauss-Newton system at points x; the leading axes are scenes and starts [B, P]."""
