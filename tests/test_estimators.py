@@ -34,7 +34,7 @@ from ris_pytorch_pipeline.model import LocalizationNet
 from ris_pytorch_pipeline.simulate import Scenes, Simulator
 
 SMALL = SystemConfig(n_h=6, n_v=6, antennas=8, snapshots=8, max_sources=3)
-NAMES = ("joint_ls", "learned", "music", "mvdr", "omp")
+NAMES = ("joint_ls", "learned", "learned_search", "music", "mvdr", "omp")
 
 
 def checkpoint(system: SystemConfig) -> Checkpoint:
@@ -45,7 +45,7 @@ def checkpoint(system: SystemConfig) -> Checkpoint:
 
 
 def estimator(name: str, system: SystemConfig = SMALL) -> Estimator:
-    known = checkpoint(system) if name == "learned" else None
+    known = checkpoint(system) if name.startswith("learned") else None
     return make_estimator(name, Setting(system, checkpoint=known))
 
 
