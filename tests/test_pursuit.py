@@ -21,7 +21,8 @@ from torch import Tensor
 from ris_pytorch_pipeline.bounds import deterministic_bound, position_error_bound
 from ris_pytorch_pipeline.configs import ConfigError, SimulationConfig, SystemConfig
 from ris_pytorch_pipeline.geometry import steering, to_cartesian
-from ris_pytorch_pipeline.pursuit import PursuitConfig, detection_threshold, pursue
+from ris_pytorch_pipeline.localize import Positions
+from ris_pytorch_pipeline.pursuit import PursuitConfig, detection_threshold, pursue, reconsider
 from ris_pytorch_pipeline.refine import Symbols, refine_positions
 from ris_pytorch_pipeline.set_metrics import gospa
 from ris_pytorch_pipeline.simulate import Scenes, Simulator
@@ -44,6 +45,11 @@ def cell(
 
 def truth(scenes: Scenes) -> Tensor:
     return to_cartesian(scenes.phi.double(), scenes.theta.double(), scenes.r.double())
+
+
+def first_scenes(positions: Positions, count: int) -> Positions:
+    fields = dataclasses.fields(Positions)
+    return Positions(*(getattr(positions, field.name)[:count] for field in fields))
 
 
 def bound(scenes: Scenes, symbols: Symbols) -> Tensor:
@@ -194,6 +200,20 @@ def test_sweeps_never_raise_the_residual(seed: int) -> None:
     _, swept = pursue(scenes, scenes.num_sources, system, PursuitConfig(sweeps=1))
     # The last refinement starts lower; it need not end in the same valley, hence the few percent.
     assert float((swept <= once * (1 + 1e-6)).double().mean()) >= 0.95
+
+
+def test_searching_again_finds_what_a_bad_start_missed(seed: int) -> None:
+    scenes = cell(seed, 12, 2, 30.0, min_separation=2.0)
+    system = dataclasses.replace(SYSTEM, max_sources=2)
+    phi, theta, r = scenes.phi.clone(), scenes.theta.clone(), scenes.r.clone()
+    phi[:, 1], theta[:, 1], r[:, 1] = -phi[:, 0], -theta[:, 0], r.flip(0)[:, 0]
+    bad, residual = refine_positions(scenes, (phi, theta, r, scenes.mask), system)
+    again, lower = reconsider(scenes, bad, system)
+    assert bool((lower <= residual * (1 + 1e-9)).all())
+    error = torch.cdist(again.cartesian, truth(scenes)).amin(1)
+    assert float((error < 0.5).double().mean()) > 0.9
+    empty, _ = reconsider(scenes[:0], first_scenes(bad, 0), system)
+    assert empty.valid.shape == (0, 2)
 
 
 def test_sources_come_strongest_first(seed: int) -> None:
