@@ -115,6 +115,17 @@ class Scenes:
         return slots < self.num_sources[:, None]
 
 
+@dataclass(frozen=True, slots=True)
+class DrawnScenes:
+    """Scenes with what no receiver knows, for bounds on what one can find out."""
+
+    scenes: Scenes
+    symbols: Tensor
+    """s_l, [B, L, K_max] complex64; 0 in the padding. Static symbols repeat over l."""
+    noise_power: Tensor
+    """sigma^2 per antenna, [B] float64."""
+
+
 def true_steering(
     system: SystemConfig, scenes: Scenes, *, dtype: torch.dtype = torch.complex64
 ) -> Tensor:
@@ -233,13 +244,17 @@ class Simulator:
         self._host.set_state(state["host"].cpu())
         self._fields.set_state(state["fields"].cpu())
 
-    @torch.no_grad()
     def batch(self, batch_size: int, part: slice = slice(None)) -> Scenes:
         """Draw ``batch_size`` scenes and make those in ``part``.
 
         The random numbers of all are drawn, a tenth of the work, so that neither the streams nor a
         scene, up to the rounding of ``y``, depend on the part.
         """
+        return self.draw(batch_size, part).scenes
+
+    @torch.no_grad()
+    def draw(self, batch_size: int, part: slice = slice(None)) -> DrawnScenes:
+        """The scenes of :meth:`batch`, with the symbols and the noise power that made them."""
         if batch_size < 1:
             raise ValueError(f"Simulator.batch: batch_size is {batch_size}, expected at least 1")
         system, simulation = self.system, self.simulation
@@ -261,7 +276,10 @@ class Simulator:
         noise_scale = (signal_power * torch.pow(10.0, -snr_db / 10)).sqrt()
         noise = _kept(self._normal(batch_size, system.snapshots, system.antennas), part)
         y = signal + noise_scale[:, None, None] * noise
-        return Scenes(y, h, codes, phi, theta, r, num_sources, power, snr_db)
+        scenes = Scenes(y, h, codes, phi, theta, r, num_sources, power, snr_db)
+        return DrawnScenes(
+            scenes, symbols.expand(-1, system.snapshots, -1), noise_scale.double().square()
+        )
 
     def _normal(self, *shape: int) -> Tensor:
         """CN(0, 1) entries."""
