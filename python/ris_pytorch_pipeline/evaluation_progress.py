@@ -9,12 +9,12 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from . import evaluate
+from . import evaluation_runner as runner
 from .progress import duration
 
 
 class EvaluationProgress:
-    """Shows each :class:`~ris_pytorch_pipeline.evaluate.Progress` that it is called with.
+    """Shows each :class:`~ris_pytorch_pipeline.evaluation_runner.Progress` that it is called with.
 
     Estimators differ in their pace a hundredfold, so that the time left is not what a bar would
     guess from the last seconds: it comes with the progress.
@@ -50,7 +50,7 @@ class EvaluationProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def __call__(self, progress: evaluate.Progress) -> None:
+    def __call__(self, progress: runner.Progress) -> None:
         left = f"{duration(progress.seconds_left)} left"
         if self._bar is not None:
             self._bar.update(
