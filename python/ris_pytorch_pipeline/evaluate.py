@@ -9,7 +9,6 @@ suite alone.
 from __future__ import annotations
 
 import datetime
-import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from .checkpoint import config_differences
 from .configs import ConfigError, CovarianceConfig, to_dict
 from .durable import write_atomically
 from .evaluation_metrics import COLUMNS, SCHEMA, cell_results
-from .evaluation_report import csv_text
+from .evaluation_report import csv_text, report_text
 from .evaluation_runner import (
     IDENTITY,
     Progress,
@@ -187,6 +186,6 @@ def evaluate(
             run_tasks(suite, tasks, folder, batch_size=batch_size, on_progress=on_progress)
         finally:
             report = make_report(suite, tasks, folder, facts)
-            write_atomically(folder / REPORT, json.dumps(report, indent=1) + "\n")
+            write_atomically(folder / REPORT, report_text(report))
             write_atomically(folder / TABLE, csv_text(report))
     return report

@@ -51,8 +51,12 @@ COLUMNS = {
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN or infinity: they become null."""
-    return float(value) if math.isfinite(value) else None
+    """Six digits; JSON has no NaN or infinity, and they become null."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _mean(values: npt.ArrayLike) -> float | None:
+    return _number(float(np.mean(np.asarray(values, dtype=np.float64))))
 
 
 def _median(values: npt.ArrayLike) -> float | None:
@@ -124,11 +128,11 @@ def estimator_results(
     names = ("azimuth", "elevation", "range")
     return {
         "gospa": _rms([score.distance for score in scores]),
-        "gospa_localisation": float(np.mean([score.localisation for score in scores])),
-        "gospa_missed": float(np.mean([score.missed for score in scores])),
-        "gospa_false": float(np.mean([score.false for score in scores])),
-        "gospa_mean": float(np.mean([score.distance for score in scores])),
-        "ospa": float(np.mean([ospa(e, t) for e, t in zip(estimates, truths, strict=True)])),
+        "gospa_localisation": _mean([score.localisation for score in scores]),
+        "gospa_missed": _mean([score.missed for score in scores]),
+        "gospa_false": _mean([score.false for score in scores]),
+        "gospa_mean": _mean([score.distance for score in scores]),
+        "ospa": _mean([ospa(e, t) for e, t in zip(estimates, truths, strict=True)]),
         **f1,
         "median_error": _median(errors),
         "rms_error": _rms(errors),

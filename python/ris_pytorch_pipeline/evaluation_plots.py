@@ -235,7 +235,13 @@ def slices_figure(
     image: Any = None
     for number, (axes, level) in enumerate(zip(panels[0], planes, strict=True)):
         image = axes.pcolormesh(
-            np.degrees(phi), r, level - top, cmap="Greys", vmin=low, vmax=0, shading="nearest"
+            np.degrees(phi.numpy()),
+            r.numpy(),
+            (level - top).numpy(),
+            cmap="Greys",
+            vmin=low,
+            vmax=0,
+            shading="nearest",
         )
         at = (math.degrees(truth[number, 0]), float(truth[number, 2]))
         cross = {"marker": "+", "color": "black", "ls": "none", "ms": 16, "zorder": 4}

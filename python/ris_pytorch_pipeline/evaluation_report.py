@@ -43,6 +43,19 @@ def read_report(path: str | Path) -> Report:
     return report
 
 
+def report_text(report: Report) -> str:
+    """The report as JSON, with a line for each cell and each estimator in it."""
+
+    def cell_text(cell: Report) -> str:
+        entries = ",\n   ".join(json.dumps(entry) for entry in cell["estimators"])
+        head = json.dumps({k: v for k, v in cell.items() if k != "estimators"})
+        return f'{head[:-1]}, "estimators": [\n   {entries}]}}'
+
+    head = json.dumps({k: v for k, v in report.items() if k != "cells"}, indent=1)
+    cells = ",\n  ".join(map(cell_text, report["cells"]))
+    return f'{head[:-2]},\n "cells": [\n  {cells}\n ]\n}}\n'
+
+
 def csv_text(report: Report) -> str:
     """One line for each cell, estimator and whether K was known; bounds of the cell beside it."""
     text = io.StringIO()
