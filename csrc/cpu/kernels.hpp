@@ -8,6 +8,7 @@
 #include "../common/factored_problem.hpp"
 #include "../common/leakage_problem.hpp"
 #include "../common/nmse_problem.hpp"
+#include "../common/steering_problem.hpp"
 #include "../common/tikhonov_problem.hpp"
 
 #define RISKERNELS_DECLARE_KERNELS(ISA)                                                            \
@@ -78,6 +79,19 @@
   void factored_spectrum_backward(const FactoredSpectrumProblem<T>&, const T* grad,                \
                                   const int64_t* grad_stride, const T* vectors, T* grad_factor,    \
                                   T* grad_rho, int64_t begin, int64_t end);                        \
+  /* Scenes whose points are worked on together, and blocks of points: tasks are groups x blocks.  \
+   */                                                                                              \
+  template <typename T>                                                                            \
+  void steering_power_tasks(const SteeringProblem<T>&, int64_t& group, int64_t& blocks);           \
+  template <typename T>                                                                            \
+  void steering_power(const SteeringProblem<T>&, T* power, int64_t begin, int64_t end);            \
+  template <typename T>                                                                            \
+  void steering_power_backward(const SteeringProblem<T>&, const T* grad,                           \
+                               const int64_t* grad_stride, int64_t parts, T* sums, int64_t begin,  \
+                               int64_t end);                                                       \
+  template <typename T>                                                                            \
+  void steering_power_finish(const SteeringProblem<T>&, int64_t parts, const T* sums, T* gradient, \
+                             int64_t begin, int64_t end);                                          \
   }
 
 namespace riskernels {
