@@ -147,9 +147,9 @@ def test_an_estimator_sees_no_label(tmp_path) -> None:
     assert {count is None for _, count in estimator.calls} == {True, False}
     for scenes, count in estimator.calls:
         assert count is None or (count == 2).all()
-        for name in ("phi", "theta", "power", "snr_db", "num_sources"):
-            assert (getattr(scenes, name) == 0).all()
-        assert (scenes.r == SYSTEM.r_max).all()
+        for name in ("phi", "theta", "r", "power", "snr_db"):
+            assert getattr(scenes, name).isnan().all()
+        assert (scenes.num_sources == 0).all()
 
 
 def test_more_scenes_and_cells_extend_what_is_there(tmp_path) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
@@ -14,7 +13,7 @@ from training_helpers import same
 from ris_pytorch_pipeline.configs import ConfigError, SystemConfig
 from ris_pytorch_pipeline.geometry import to_cartesian
 from ris_pytorch_pipeline.simulate import Simulator, true_steering
-from ris_pytorch_pipeline.suite import BLOCK, COUNTS, SNRS_DB, VERSION, Cell, Suite, blinded
+from ris_pytorch_pipeline.suite import BLOCK, COUNTS, SNRS_DB, VERSION, Cell, Suite
 
 
 def equal(one, other) -> bool:
@@ -83,16 +82,6 @@ def test_a_simulator_gives_the_same_scenes_with_and_without_their_secrets() -> N
     simulation = small_suite().simulation(Cell(2, 5.0))
     one, other = (Simulator(SYSTEM, simulation, seed=1, split="x") for _ in range(2))
     assert equal(one.batch(5), other.draw(5).scenes)
-
-
-def test_blinded_scenes_hold_what_a_receiver_has() -> None:
-    scenes = small_suite().draw(Cell(2, 20.0), 0, 3).scenes
-    blind = blinded(scenes, SYSTEM)
-    other = dataclasses.replace(
-        small_suite().draw(Cell(1, 0.0), 0, 3).scenes, y=scenes.y, h=scenes.h, codes=scenes.codes
-    )
-    assert equal(blind, blinded(other, SYSTEM))
-    assert torch.equal(blind.y, scenes.y) and not torch.equal(blind.phi, scenes.phi)
 
 
 def test_what_is_not_in_the_suite_is_refused() -> None:

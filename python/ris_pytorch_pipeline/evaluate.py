@@ -20,6 +20,7 @@ import torch
 from .checkpoint import config_differences
 from .configs import ConfigError, CovarianceConfig, to_dict
 from .durable import write_atomically
+from .estimators import Estimator
 from .evaluation_metrics import COLUMNS, SCHEMA, cell_results
 from .evaluation_report import csv_text, report_text
 from .evaluation_runner import (
@@ -32,7 +33,7 @@ from .evaluation_runner import (
     read_records,
     run_tasks,
 )
-from .evaluation_tasks import BoundsTask, CovariancesTask, Estimator, EstimatorTask, Task
+from .evaluation_tasks import BoundsTask, CovariancesTask, EstimatorTask, Task
 from .machine import commit, machine, versions
 from .suite import BLOCK, SEED, VERSION, Suite
 
@@ -103,11 +104,7 @@ def tasks_for(
     return [
         BoundsTask(suite.system),
         CovariancesTask(suite.system, covariance, device, checkpoint),
-        *(
-            EstimatorTask(estimator, known, suite.system, device)
-            for estimator in estimators
-            for known in modes
-        ),
+        *(EstimatorTask(estimator, known, device) for estimator in estimators for known in modes),
     ]
 
 
@@ -154,7 +151,7 @@ def evaluate(
     with the cells that are finished by then.
 
     Args:
-        estimators: anything with a name that is called as :class:`~.evaluation_tasks.Estimator`.
+        estimators: anything with a name that is called as :class:`~.estimators.Estimator`.
         suite: what they are run on.
         folder: made if needed. Records in it that are of the same evaluation are kept.
         sources: whether K is told.

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     import torch
 
     from .checkpoint import Checkpoint
-    from .evaluation_tasks import Estimator
+    from .estimators import Estimator, Setting
     from .suite import Suite
 
 
-def _own_estimator(name: str) -> Estimator:
-    """The estimator that ``MODULE:CLASS`` makes, called without arguments."""
+def _own_estimator(name: str, setting: Setting) -> Estimator:
+    """The estimator that ``MODULE:CLASS`` makes of ``setting``."""
     module_name, _, class_name = name.partition(":")
     try:
-        made: Estimator = getattr(importlib.import_module(module_name), class_name)()
+        made: Estimator = getattr(importlib.import_module(module_name), class_name)(setting)
     except (ImportError, AttributeError, TypeError) as error:
         raise ConfigError(f"--estimators {name}: {error}") from error
     if not callable(made) or not isinstance(getattr(made, "name", None), str):
@@ -88,7 +88,7 @@ class Evaluate:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         checkpoint, note = self._checkpoint(device)
-        estimators = self._estimators(suite, checkpoint, device)
+        estimators = self._estimators(suite, checkpoint)
         try:
             with EvaluationProgress(Console(highlight=False, soft_wrap=True)) as progress:
                 report = evaluate(
@@ -131,10 +131,17 @@ class Evaluate:
             "checkpoint": {"sha256": digest.hexdigest(), "config": to_dict(loaded.config)}
         }
 
-    def _estimators(
-        self, suite: Suite, checkpoint: Checkpoint | None, device: torch.device
-    ) -> list[Estimator]:
-        raise NotImplementedError
+    def _estimators(self, suite: Suite, checkpoint: Checkpoint | None) -> list[Estimator]:
+        from .estimators import Setting, estimator_names, make_estimator
+
+        setting = Setting(suite.system, checkpoint=checkpoint)
+        names = self.estimators or tuple(
+            name for name in estimator_names() if checkpoint is not None or name != "learned"
+        )
+        return [
+            _own_estimator(name, setting) if ":" in name else make_estimator(name, setting)
+            for name in names
+        ]
 
     def _draw(
         self,
@@ -153,9 +160,9 @@ class Evaluate:
             known = self.sources != "unknown"
             scene = nearest_scene(suite, cell)
             estimates = {
-                e.name: read_records(
-                    file_of(folder, EstimatorTask(e, known, suite.system, device), cell)
-                )[scene]["xyz"]
+                e.name: read_records(file_of(folder, EstimatorTask(e, known, device), cell))[scene][
+                    "xyz"
+                ]
                 for e in estimators
             }
             figures[f"slices_K{cell.num_sources}"] = slices_figure(suite, estimates, cell, scene)

@@ -10,42 +10,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
 
 from .bounds import deterministic_bound, position_error_bound, stochastic_bound
 from .configs import CovarianceConfig, SystemConfig
 from .covariance import sample_covariance
+from .estimators import Estimator, receiver_view
 from .metrics import covariance_errors
 from .model import infer
-from .simulate import DrawnScenes, Scenes, true_covariance, true_steering
-from .suite import blinded
+from .simulate import DrawnScenes, true_covariance, true_steering
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
-    from .localize import Positions
 
 Record = dict[str, Any]
 
 
 class EvaluationError(RuntimeError):
     """An estimator that broke its contract, or an evaluation that cannot go on."""
-
-
-class Estimator(Protocol):
-    """Anything that finds sources. It may look at y, h and codes of the scenes alone."""
-
-    @property
-    def name(self) -> str:
-        """What tables and files call it."""
-        ...
-
-    def __call__(self, scenes: Scenes, num_sources: Tensor | None) -> Positions:
-        """Positions of every scene; ``num_sources`` [B] is K, or None where it has to be found."""
-        ...
 
 
 class Task(Protocol):
@@ -74,7 +59,6 @@ class EstimatorTask:
 
     estimator: Estimator
     known: bool
-    system: SystemConfig
     device: torch.device
 
     @property
@@ -82,7 +66,7 @@ class EstimatorTask:
         return f"{self.estimator.name}-{'known' if self.known else 'unknown'}"
 
     def __call__(self, drawn: DrawnScenes) -> list[Record]:
-        scenes = blinded(drawn.scenes, self.system).to(self.device)
+        scenes = receiver_view(drawn.scenes).to(self.device)
         count = drawn.scenes.num_sources.to(self.device) if self.known else None
         _synchronise(self.device)
         started = time.perf_counter()
@@ -145,7 +129,10 @@ def _finite(values: Sequence[float]) -> list[float | None]:
 
 @dataclass(frozen=True)
 class CovariancesTask:
-    """NMSE and subspace overlap of R_samp, and with a network of its R_pred and R_blend."""
+    """NMSE and subspace overlap of R_samp, and with a network of its R_pred and R_blend.
+
+    The network is told the signal-to-noise ratio, as in its training; an estimator is not.
+    """
 
     system: SystemConfig
     covariance: CovarianceConfig
@@ -156,10 +143,11 @@ class CovariancesTask:
     @torch.no_grad()
     def __call__(self, drawn: DrawnScenes) -> list[Record]:
         scenes = drawn.scenes.to(self.device)
-        blind = blinded(scenes, self.system)
+        blind = receiver_view(scenes)
         estimates = {"R_samp": sample_covariance(blind, self.covariance)}
         if self.checkpoint is not None:
-            inference = infer(self.checkpoint.net, blind, self.covariance)
+            told = replace(blind, snr_db=scenes.snr_db)
+            inference = infer(self.checkpoint.net, told, self.covariance)
             estimates |= {"R_pred": inference.r_pred, "R_blend": inference.r_blend}
         steering = true_steering(self.system, scenes)
         truth = true_covariance(self.system, scenes, steering=steering)

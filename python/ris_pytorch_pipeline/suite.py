@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
 
 from .configs import ConfigError, SimulationConfig, SystemConfig
 from .simulate import DrawnScenes, Scenes, Simulator
@@ -142,20 +141,3 @@ class Suite:
             for value in (scenes.phi, scenes.theta, scenes.r):
                 digest.update((value * 1000).round().to(torch.int32).numpy().tobytes())
         return digest.hexdigest()[:16]
-
-
-def blinded(scenes: Scenes, system: SystemConfig) -> Scenes:
-    """What a receiver has of ``scenes``: y, h and codes. Positions, powers, K and SNR are gone."""
-
-    def nothing(value: Tensor) -> Tensor:
-        return torch.zeros_like(value)
-
-    return replace(
-        scenes,
-        phi=nothing(scenes.phi),
-        theta=nothing(scenes.theta),
-        r=torch.full_like(scenes.r, system.r_max),
-        num_sources=nothing(scenes.num_sources),
-        power=nothing(scenes.power),
-        snr_db=nothing(scenes.snr_db),
-    )
