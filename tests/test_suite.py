@@ -24,6 +24,7 @@ def test_the_suite_of_this_version_is_that_of_its_fingerprint() -> None:
     """Another digest means other scenes: raise VERSION, and evaluate everything again."""
     suite = Suite()
     assert (suite.counts, suite.snrs_db) == (COUNTS, SNRS_DB) and len(suite.cells) == 24
+    assert Suite((1,), (5.0,), 7).fingerprint() == suite.fingerprint()
     assert (VERSION, suite.fingerprint()) == (1, "a43b3a5e40f66b3b")
 
 

@@ -130,13 +130,14 @@ class Suite:
         )
 
     def fingerprint(self) -> str:
-        """Digest of source positions of every cell; the same wherever the suite is the same.
+        """Digest of source positions in every cell that the system allows, asked for or not.
 
-        Positions are the first draws of a stream, rounded to millimetres and milliradians, beyond
-        which machines need not agree.
+        It is the same wherever the suite is. Positions are the first draws of a stream, rounded to
+        millimetres and milliradians, beyond which machines need not agree.
         """
         digest = hashlib.sha256(f"suite {VERSION}".encode())
-        for cell in self.cells:
+        counts = tuple(count for count in COUNTS if count <= self.system.max_sources)
+        for cell in replace(self, counts=counts, snrs_db=SNRS_DB).cells:
             scenes = self.draw(cell, 0, 1).scenes
             for value in (scenes.phi, scenes.theta, scenes.r):
                 digest.update((value * 1000).round().to(torch.int32).numpy().tobytes())
