@@ -4,7 +4,9 @@
 One source at a time: what the sources found so far leave of the snapshots, r_l, is projected back
 to the surface and its power is scanned over a grid uniform in azimuth, elevation and 1/range,
 
-    P(g) = sum_l |a(g)^H x_l|^2, x_l = Phi_l^H (Phi_l Phi_l^H + alpha I)^-1 r_l, Phi_l = H diag(c_l).
+    P(g) = sum_l |a(g)^H x_l|^2,  x_l = Phi_l^H (Phi_l Phi_l^H + alpha I)^-1 r_l,
+
+    Phi_l = H diag(c_l).
 
 The highest local maxima are candidates. Each is judged by what it would take off the residual, the
 others' columns Q_l projected out,
