@@ -22,7 +22,7 @@ from .evaluation_report import Report, entry_of, estimators_of
 from .geometry import to_spherical
 from .plots import new_figure
 from .set_metrics import CUTOFF
-from .spectrum import loaded_cholesky, log_spectrum
+from .spectrum import mvdr
 from .suite import BLOCK, Cell, Suite
 
 if TYPE_CHECKING:
@@ -220,14 +220,14 @@ def slices_figure(
         cell, scene: the scene; ``scene`` is below :data:`~.suite.BLOCK`.
     """
     scenes = suite.draw(cell, 0, scene + 1).scenes[scene]
-    factor = loaded_cholesky(sample_covariance(scenes, CovarianceConfig()))
+    spectrum = mvdr(sample_covariance(scenes, CovarianceConfig()))
     count = cell.num_sources
     figure, panels = _panels(count, 1, count, 3.6 * count + 1.6, 4.6, share=True)
     truth = torch.stack([v[0, :count].double() for v in (scenes.phi, scenes.theta, scenes.r)], -1)
     planes = []
     for theta in truth[:, 1].tolist():
         points, phi, r = _plane(theta, suite.system)
-        level = log_spectrum(factor[0], points, suite.system).reshape(len(r), len(phi))
+        level = spectrum.log_level(points, suite.system)[0].reshape(len(r), len(phi))
         planes.append((10 / math.log(10)) * level)
     everything = torch.stack(planes)
     top = float(everything.max())

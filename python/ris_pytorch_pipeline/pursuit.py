@@ -43,8 +43,8 @@ from .refine import (
     refine_positions,
     scene_blocks,
 )
+from .search_grid import SearchGrid
 from .simulate import Scenes
-from .spectrum import SearchGrid
 
 TRIALS: dict[Symbols, float] = {"independent": 25.0, "static": 10.0}
 """Independent trials per resolution cell of the field of view in a search for the first source.
