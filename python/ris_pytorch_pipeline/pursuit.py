@@ -32,7 +32,8 @@ import riskernels
 
 from .configs import ConfigError, SystemConfig
 from .covariance import require_channel
-from .localize import Positions, grid_peaks
+from .localize import Positions
+from .peaks import grid_peaks
 from .refine import (
     Measurements,
     Refinement,
