@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import SCHEMA
-from ris_pytorch_pipeline import profile_report
+from ris_pytorch_pipeline import evaluation_report, profile_report
 
 MARKED = re.compile(
     r"<!-- table of (?P<files>\S+(?: (?!--)\S+)*?)(?P<operators>(?: --op \S+)*): begin -->\n"
@@ -279,6 +279,8 @@ def redraw(document: str, folder: Path) -> str:
             table = threads_table(reports, names)
         elif profiled:
             table = profile_report.markdown_table(reports[0])
+        elif reports[0].get("schema") == evaluation_report.SCHEMA:
+            table = evaluation_report.markdown(reports[0])
         else:
             table = markdown(reports[0], names)
         return f"{begin}\n{table}\n<!-- end -->"

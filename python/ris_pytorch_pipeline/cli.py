@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``ris``: simulate, train, hpo, localize, checklist, profile and others.
+"""The command ``ris``: simulate, train, hpo, localize, evaluate, checklist and others.
 
 ``--help`` and usage errors answer at once, without importing PyTorch. An error of the user's is one
 line on stderr and exit status 2; work that failed (a search without a result, a failed checklist)
@@ -24,6 +24,7 @@ import tyro
 
 from .commands import CommandError, Hpo, ImportShards, Localize, Simulate, Train
 from .configs import ConfigError, ExperimentConfig, load_config
+from .evaluation_command import Evaluate
 from .hpo import HpoError, HpoOptions, load_best
 from .inspection import Checklist, Info, Plot, Profile
 from .interrupts import Interrupted
@@ -69,6 +70,7 @@ def _commands(base: ExperimentConfig) -> dict[str, Any]:
         "train": Train(base),
         "hpo": Hpo(HpoOptions(system=system, simulation=simulation, base=base)),
         "localize": Localize(missing, missing),
+        "evaluate": Evaluate(),
         "checklist": Checklist(base),
         "profile": Profile(),
         "plot": Plot(),

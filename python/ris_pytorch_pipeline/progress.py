@@ -32,7 +32,12 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as a reader sees them.
+
+    >>> duration(83.2)
+    '1m23s'
+    """
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
@@ -169,7 +174,7 @@ class RunLog:
             self._bar.update(self._task, advance=1, description=f"epoch {epoch}  {shown}")
         elif show:
             pace = (time.monotonic() - self._started) / (self.done_steps - self._first_step)
-            left = _duration(pace * (self.total_steps - self.done_steps))
+            left = duration(pace * (self.total_steps - self.done_steps))
             self.say(
                 f"epoch {epoch}  step {self.done_steps}/{self.total_steps}  {shown}  "
                 f"{pace:.2f} s/step  {left} left"

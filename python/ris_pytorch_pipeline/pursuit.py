@@ -32,7 +32,8 @@ import riskernels
 
 from .configs import ConfigError, SystemConfig
 from .covariance import require_channel
-from .localize import Positions, grid_peaks
+from .localize import Positions
+from .peaks import grid_peaks
 from .refine import (
     Measurements,
     Refinement,
@@ -43,8 +44,8 @@ from .refine import (
     refine_positions,
     scene_blocks,
 )
+from .search_grid import SearchGrid
 from .simulate import Scenes
-from .spectrum import SearchGrid
 
 TRIALS: dict[Symbols, float] = {"independent": 25.0, "static": 10.0}
 """Independent trials per resolution cell of the field of view in a search for the first source.

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 CUTOFF = 2.0
-"""Metres from which an estimate is no estimate of a source: c of GOSPA and OSPA."""
+"""c of GOSPA and OSPA in metres, from which on an estimate is no estimate of a source."""
 ORDER = 2.0
 """Power p to which errors are raised."""
 

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``ris evaluate`` shows of its report: a CSV file, Markdown tables and lines of text.
+
+All of it is made from the report alone, the content of ``evaluation.json``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .configs import ConfigError
+from .evaluation_metrics import COLUMNS, SCHEMA
+
+Report = dict[str, Any]
+BOUNDS = ("peb_deterministic", "peb_stochastic", "azimuth_bound", "elevation_bound", "range_bound")
+SHOWN = {
+    "gospa": ("GOSPA (m)", "{:.2f}"),
+    "median_error": ("median position error (m)", "{:.3f}"),
+    "f1_0.5m": ("F1 at 0.5 m", "{:.2f}"),
+}
+"""Numbers that get a Markdown table, with their titles and formats."""
+TABLES = {True: ("gospa", "median_error"), False: ("gospa", "f1_0.5m")}
+"""Which of them, where the number of sources is known and where it is not."""
+
+
+def read_report(path: str | Path) -> Report:
+    """A report from its JSON file.
+
+    Raises:
+        ConfigError: the file is not there, or holds something else.
+    """
+    try:
+        report = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+        raise ConfigError(f"{path}: no report of `ris evaluate` (schema {SCHEMA!r})")
+    return report
+
+
+def report_text(report: Report) -> str:
+    """The report as JSON, with a line for each cell and each estimator in it."""
+
+    def cell_text(cell: Report) -> str:
+        entries = ",\n   ".join(json.dumps(entry) for entry in cell["estimators"])
+        head = json.dumps({k: v for k, v in cell.items() if k != "estimators"})
+        return f'{head[:-1]}, "estimators": [\n   {entries}]}}'
+
+    head = json.dumps({k: v for k, v in report.items() if k != "cells"}, indent=1)
+    cells = ",\n  ".join(map(cell_text, report["cells"]))
+    return f'{head[:-2]},\n "cells": [\n  {cells}\n ]\n}}\n'
+
+
+def csv_text(report: Report) -> str:
+    """One line for each cell, estimator and whether K was known; bounds of the cell beside it."""
+    text = io.StringIO()
+    names = ["num_sources", "snr_db", "scenes", "estimator", "sources_known", *COLUMNS, *BOUNDS]
+    writer = csv.DictWriter(text, names, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    for cell in report["cells"]:
+        for entry in cell["estimators"]:
+            writer.writerow({**cell, **cell["bounds"], **entry})
+    return text.getvalue()
+
+
+def estimators_of(report: Report, sources_known: bool) -> list[str]:
+    """Names of the estimators that ran with K known, or unknown, in their order."""
+    found = {
+        entry["estimator"]: None
+        for cell in report["cells"]
+        for entry in cell["estimators"]
+        if entry["sources_known"] == sources_known
+    }
+    return list(found)
+
+
+def entry_of(cell: Report, estimator: str, sources_known: bool) -> Report | None:
+    """The numbers of an estimator in a cell; None where it did not run."""
+    for entry in cell["estimators"]:
+        if entry["estimator"] == estimator and entry["sources_known"] == sources_known:
+            return dict(entry)
+    return None
+
+
+def machine_line(report: Report) -> str:
+    """What was evaluated, where and when."""
+    gpu = report["machine"].get("gpu")
+    threads = report["threads"]
+    where = (
+        gpu["name"]
+        if gpu
+        else f"{report['machine']['cpu']}, {threads} thread{'s' if threads > 1 else ''}"
+    )
+    commit = (report["commit"] or "unknown")[:10] + (" (modified)" if report["modified"] else "")
+    suite = report["suite"]
+    return (
+        f"Suite {suite['version']} (fingerprint {suite['fingerprint']}), "
+        f"{suite['scenes']} scenes a cell; {where}, torch {report['versions']['torch']}; "
+        f"commit {commit}, {report['created'][:10]}."
+    )
+
+
+def _text(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _table(report: Report, measure: str, sources_known: bool) -> list[str]:
+    """Estimators down, SNR across, one block of rows for each number of sources."""
+    title, form = SHOWN[measure]
+    snrs = sorted({cell["snr_db"] for cell in report["cells"]})
+    counts = sorted({cell["num_sources"] for cell in report["cells"]})
+    cells = {(cell["num_sources"], cell["snr_db"]): cell for cell in report["cells"]}
+    names = estimators_of(report, sources_known)
+    better = max if measure.startswith("f1") else min
+    lines = [_row(["K", title, *(f"{snr:g} dB" for snr in snrs)])]
+    lines.append("|---:|---|" + "---:|" * len(snrs))
+    for count in counts:
+        rows: dict[str, list[str]] = {name: [] for name in names}
+        bound = []
+        for snr in snrs:
+            cell = cells.get((count, snr))
+            values = {}
+            for name in names:
+                entry = entry_of(cell, name, sources_known) if cell else None
+                values[name] = None if entry is None else entry[measure]
+            best = better((v for v in values.values() if v is not None), default=None)
+            for name, value in values.items():
+                text = _text(value, form)
+                # All that print as the best one does are the best one.
+                shown_best = best is not None and text == _text(best, form)
+                rows[name].append(f"**{text}**" if shown_best else text)
+            bound.append(_text(cell["bounds"]["peb_deterministic"] if cell else None, form))
+        lines += [_row([str(count), name, *row]) for name, row in rows.items()]
+        if measure == "median_error":
+            lines.append(_row([str(count), "*bound (median PEB)*", *bound]))
+    return lines
+
+
+def _times(report: Report) -> str:
+    """Median over the cells of the time per scene, for every estimator."""
+    parts = []
+    for known in (True, False):
+        for name in estimators_of(report, known):
+            entries = (entry_of(cell, name, known) for cell in report["cells"])
+            values = sorted(e["seconds_per_scene"] for e in entries if e is not None)
+            mode = "" if known else ", K unknown"
+            parts.append(f"{name}{mode} {1000 * values[len(values) // 2]:.3g} ms")
+    return f"Time per scene, median of the cells: {'; '.join(parts)}."
+
+
+def markdown(report: Report) -> str:
+    """The tables of README and documentation.
+
+    Raises:
+        ValueError: the report has no cell.
+    """
+    if not report["cells"]:
+        raise ValueError("the report has no finished cell")
+    lines = []
+    for known, measures in TABLES.items():
+        for measure in measures if estimators_of(report, known) else ():
+            lines += [f"Number of sources {'known' if known else 'unknown'}:", ""]
+            lines += [*_table(report, measure, known), ""]
+    return "\n".join([*lines, _times(report), "", machine_line(report)])
+
+
+def cell_line(cell: Report) -> str:
+    """One line on a finished cell: GOSPA of every estimator."""
+    parts = [
+        f"{entry['estimator']}{'' if entry['sources_known'] else ' (K unknown)'} "
+        f"{_text(entry['gospa'], '{:.2f}')}"
+        for entry in cell["estimators"]
+    ]
+    bound = _text(cell["bounds"]["peb_deterministic"], "{:.3f}")
+    head = f"K = {cell['num_sources']}, {cell['snr_db']:g} dB: GOSPA in m: {', '.join(parts)}"
+    return f"{head}; position error bound {bound} m"
