@@ -116,15 +116,17 @@ def outputs(computed_in: torch.dtype | None = None) -> dict[str, Tensor]:
 
 
 class Recorder(TorchDispatchMode):
-    """Names of the riskernels operators that run inside it."""
+    """The riskernels operators that run inside it: their names, and every call."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ran: set[str] = set()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "riskernels":
             self.ran.add(func.name().split("::")[1].split(".")[0])
+            self.calls.append((func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 

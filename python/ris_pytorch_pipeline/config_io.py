@@ -121,6 +121,6 @@ def load_config(cls: type[ConfigT], path: str | Path) -> ConfigT:
         raise ConfigError(f"{path}: no such configuration file")
     try:
         data = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid JSON ({error})") from None
     return from_dict(cls, data, str(path))

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import math
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,12 @@ from .configs import SystemConfig
 from .shard_writer import FolderWriter, ShardError
 from .simulate import Scenes
 
+_HEADER_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_MOST_DEFLATED = 1032
+"""Bytes that one byte of a deflated stream can stand for."""
 _REQUIRED = ("y", "H_full", "codes", "ptr", "K", "snr")
 
 
@@ -75,7 +79,8 @@ def _read(path: Path, system: SystemConfig) -> Scenes:
     except ValueError:
         # NumPy's own message advises unpickling the file.
         raise ShardError(f"{path}: not a readable .npz shard (no archive of arrays)") from None
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:
+        # What zipfile and NumPy raise of damaged bytes is not a closed list.
         raise ShardError(f"{path}: not a readable .npz shard ({error})") from None
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ShardError(f"{path}: a single array, expected an .npz shard")
@@ -105,24 +110,48 @@ class _Reader:
     def error(self, name: str, problem: str) -> ShardError:
         return ShardError(f"shard {self.path}: field {name!r} {problem}")
 
+    def _header(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Shape and dtype that a field announces, before memory is taken for them."""
+        archive = self._archive.zip
+        member = name if name in archive.namelist() else f"{name}.npy"
+        try:
+            info = archive.getinfo(member)
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                reader = _HEADER_READERS.get(version)
+                if reader is None:
+                    raise ValueError(f"version {version} of .npy")
+                shape, _, dtype = reader(file)
+                held = info.file_size - file.tell()
+        except Exception as error:
+            raise self.error(name, f"cannot be read ({error})") from None
+        announced = math.prod(shape) * dtype.itemsize
+        packed = min(info.compress_size, self.path.stat().st_size)
+        # An object array has no size of its own; NumPy refuses it in its own words.
+        if not dtype.hasobject and (announced != held or held > _MOST_DEFLATED * (packed + 1)):
+            raise self.error(name, f"announces {dtype} {shape}, which is not what the file holds")
+        return shape, dtype
+
     def _load(self, name: str) -> np.ndarray[Any, Any]:
+        self._header(name)
         try:
             array: np.ndarray[Any, Any] = self._archive[name]
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except Exception as error:
             raise self.error(name, f"cannot be read ({error})") from None
         return array
 
     def real(self, name: str, *shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Field ``name`` as finite float32 of shape ``[n, *shape]``."""
-        array = self._load(name)
         expected = (self.samples, *shape)
-        if array.shape != expected:
+        found = self.shape(name)
+        if found != expected:
             raise self.error(
                 name,
-                f"has shape {array.shape}, expected {expected} for "
+                f"has shape {found}, expected {expected} for "
                 f"antennas={self.system.antennas}, snapshots={self.system.snapshots}, "
                 f"elements={self.system.elements}, max_sources={self.system.max_sources}",
             )
+        array = self._load(name)
         if array.dtype.kind not in "fiu":
             raise self.error(name, f"is {array.dtype}, expected float32")
         array = array.astype(np.float32)
@@ -138,7 +167,7 @@ class _Reader:
         return name in self._archive.files
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._load(name).shape)
+        return self._header(name)[0]
 
 
 def _scenes(reader: _Reader) -> Scenes:

@@ -124,7 +124,7 @@ class ShardDataset:
             raise ShardError(f"{path}: no such file; expected a folder written by `ris simulate`")
         try:
             manifest = json.loads(path.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ShardError(f"{path}: not valid JSON ({error})") from None
         if isinstance(manifest, dict) and manifest.get("schema", SCHEMA) != SCHEMA:
             raise ShardError(
