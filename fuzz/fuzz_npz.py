@@ -64,16 +64,18 @@ def _mutated(array: np.ndarray[Any, Any], choices: Choices) -> np.ndarray[Any, A
         dtypes = ("f8", "f2", ">f4", "i4", "u1", "?", "c8", "S3", "U2", "M8[s]", "V4", "g")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            dtype = choices.of(dtypes)
             try:
-                return array.astype(choices.of(dtypes))
+                return array.astype(dtype)
             except (TypeError, ValueError):
-                return np.zeros(array.shape, choices.of(dtypes))
+                return np.zeros(array.shape, dtype)
     if kind == "value":
         changed = array.astype(np.float64)
         value = choices.of((np.nan, np.inf, 0.0, -1.0, 3.0, 0.5, 1e300, 1e-300, 4.0, 100.0))
         if changed.size:
             changed.reshape(-1)[choices.byte() % changed.size] = value
-        return changed if choices.sometimes(2) else np.float32(changed)
+        with np.errstate(over="ignore"):
+            return changed if choices.sometimes(2) else changed.astype(np.float32)
     if kind == "order":
         return np.asfortranarray(array)
     return np.array([{"a": 1}] * len(array), object)

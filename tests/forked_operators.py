@@ -7,12 +7,10 @@ the parent. A child that hangs is killed, and said to have hung.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import sys
 import time
-from typing import Any
 
 import simd_outputs
 import torch
@@ -25,24 +23,14 @@ PATIENCE = 60
 """Seconds that a child may take; it needs about one."""
 
 
-def digests(calls: list[Any]) -> list[str]:
-    """One of every output of every recorded call."""
-    found = []
-    for function, args, kwargs in calls:
-        result = function(*args, **kwargs)
-        for value in result if isinstance(result, tuple) else (result,):
-            found.append(hashlib.sha256(value.detach().numpy().tobytes()).hexdigest())
-    return found
-
-
-def in_fork(calls: list[Any]) -> list[str]:
-    """``digests(calls)`` in a forked process, which calls operators and nothing else of torch."""
+def in_fork(calls: list[simd_outputs.Recorded]) -> list[str]:
+    """``digests(calls)`` in a forked process."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            os.write(writing, "\n".join(digests(calls)).encode())
+            os.write(writing, "\n".join(simd_outputs.digests(calls)).encode())
             status = 0
         finally:
             os._exit(status)
@@ -80,7 +68,7 @@ def main(kind: str) -> None:
         with simd_outputs.Recorder() as recorder:
             simd_outputs.outputs()
         calls = recorder.calls
-        expected, found = digests(calls), in_fork(calls)
+        expected, found = simd_outputs.digests(calls), in_fork(calls)
     else:
         data = Covariances()
         whole = riskernels.tikhonov_covariance(data.y, data.h, data.codes)

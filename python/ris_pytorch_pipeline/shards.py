@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,6 +38,8 @@ __all__ = ["ShardDataset", "ShardError", "import_npz", "write_shards"]
 Progress: TypeAlias = Callable[[int, int], None]
 
 _CHUNK = 256
+_LONGEST_NAME = 255
+"""Bytes in the name of a file."""
 _MANIFEST_KEYS = {
     "schema", "system", "simulation", "origin", "samples", "fields", "shards", "sha256",
 }  # fmt: skip
@@ -190,7 +193,8 @@ class ShardDataset:
                     raise ValueError(f"version {version}")
                 header = np.lib.format.read_array_header_1_0(file)
                 offset = file.tell()
-        except ValueError as error:
+        except Exception as error:
+            # What NumPy raises of a damaged header is not a closed list.
             raise ShardError(f"{path}: its .npy header cannot be read ({error})") from None
         if header != (shape, False, np.dtype(dtype)):
             raise ShardError(
@@ -204,6 +208,12 @@ class ShardDataset:
 
     def _is_inside(self, relative: str) -> bool:
         if relative in ("", ".", "..") or set(relative) & set("/\\:\0"):
+            return False
+        try:
+            # Half of a surrogate pair is JSON, but not the name of a file; nor is a very long one.
+            if len(os.fsencode(relative)) > _LONGEST_NAME:
+                return False
+        except UnicodeEncodeError:
             return False
         return (self.folder / relative).resolve().parent == self.folder.resolve()
 
