@@ -3,8 +3,8 @@
 
 Each ends after its share of the cases or of the seconds, whichever comes first, and prints how many
 cases it ran and how many of them reached code that none had reached before. A finding ends the run
-with status 1; its case is saved in ``build/fuzz``, and the command that repeats it is printed. Cases
-that reach new code are kept in ``build/fuzz/corpus`` and begun with the next time.
+with status 1; its case is saved in ``build/fuzz``, and the command that repeats it is printed.
+Cases that reach new code are kept in ``build/fuzz/corpus`` and begun with the next time.
 """
 
 from __future__ import annotations

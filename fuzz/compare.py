@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fuzz.target import Finding
+from fuzz.target import FindingError
 from fuzz.templates import Template
 
 SLACK = 64.0
 """Rounding errors of the inputs, and of the result, that a result may be off by."""
 PRECISION = {torch.complex64: torch.finfo(torch.float32).eps, torch.complex128: 1e-9}
-"""Of a call. In complex128 the reference is no more exact than the operator, which is therefore held
-to fewer digits than it has."""
+"""Of a call. In complex128 the reference is no more exact than the operator, which is therefore
+held to fewer digits than it has."""
 PERTURBED = 4
 SHARES = ("subspace_leakage_forward", "factored_leakage_forward")
 """Operators whose output is what is left of 1, and as exact as that."""
@@ -62,9 +62,7 @@ def outputs_and_gradients(
         torch.linspace(-1, 2, r.numel(), dtype=torch.float64).reshape(r.shape).to(r.dtype)
         for r in results
     ]
-    gradients = torch.autograd.grad(
-        results, [args[i] for i in leaves], weights, allow_unused=True
-    )
+    gradients = torch.autograd.grad(results, [args[i] for i in leaves], weights, allow_unused=True)
     weighted = [r.detach() * w for r, w in zip(results, weights, strict=True)]
     return [*(r.detach() for r in results), *gradients], weighted
 
@@ -76,7 +74,7 @@ def _scene_norms(value: Tensor, scenes: int | None) -> Tensor:
 
 
 def check_values(template: Template, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """Raise :class:`Finding` where outputs or gradients of a forward operator are wrong."""
+    """Raise :class:`FindingError` where outputs or gradients of a forward operator are wrong."""
     from riskernels import library
 
     tensors = [(i, a) for i, a in enumerate(args) if isinstance(a, Tensor)]
@@ -105,13 +103,15 @@ def check_values(template: Template, args: Sequence[Any], kwargs: dict[str, Any]
 
     want, weighted = reference(plain)
     if [g is None for g in got] != [w is None for w in want]:
-        raise Finding("a gradient is missing, or one too many")
+        raise FindingError("a gradient is missing, or one too many")
     moved: list[Tensor | float] | None = None
     for index, (g, w) in enumerate(zip(got, want, strict=True)):
         if g is None or w is None:
             continue
         if g.shape != w.shape:
-            raise Finding(f"result {index} has shape {list(g.shape)}, expected {list(w.shape)}")
+            raise FindingError(
+                f"result {index} has shape {list(g.shape)}, expected {list(w.shape)}"
+            )
         by_scene = scenes if w.dim() and w.shape[0] == scenes else None
         keep = ~spoiled if by_scene else ~spoiled.any().reshape(1)
         size = _scene_norms(w, by_scene)
@@ -141,7 +141,7 @@ def check_values(template: Template, args: Sequence[Any], kwargs: dict[str, Any]
         allowed = SLACK * eps * (size + moved[index] / PRECISION[torch.complex64])
         keep &= torch.isfinite(allowed)
         if bool((wrong := keep & ~(error <= allowed)).any()):
-            raise Finding(
+            raise FindingError(
                 f"riskernels::{template.op}, result {index} of {dtype}: errors "
                 f"{error[wrong].tolist()}, allowed {allowed[wrong].tolist()}, "
                 f"size {size[wrong].tolist()}"

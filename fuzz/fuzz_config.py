@@ -8,15 +8,15 @@ import tempfile
 from pathlib import Path
 
 from fuzz.mutations import mutate
-from fuzz.target import Choices, Finding, fuzz
+from fuzz.target import Choices, FindingError, fuzz
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-config-"))
 
 
 def test(data: bytes) -> None:
     """The bytes are the file, or departures from a valid one."""
-    from ris_pytorch_pipeline.configs import ConfigError, ExperimentConfig
     from ris_pytorch_pipeline.config_io import from_dict, load_config, to_dict
+    from ris_pytorch_pipeline.configs import ConfigError, ExperimentConfig
 
     choices = Choices(data)
     path = _FOLDER / "config.json"
@@ -28,10 +28,10 @@ def test(data: bytes) -> None:
         config = load_config(ExperimentConfig, path)
     except ConfigError as error:
         if not str(error):
-            raise Finding("a refusal without a word") from error
+            raise FindingError("a refusal without a word") from error
         return
     if from_dict(ExperimentConfig, to_dict(config)) != config:
-        raise Finding(f"accepted, but it does not survive being written: {config}")
+        raise FindingError(f"accepted, but it does not survive being written: {config}")
 
 
 if __name__ == "__main__":

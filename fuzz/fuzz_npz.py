@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fuzz.target import Choices, Finding, fuzz
+from fuzz.target import Choices, FindingError, fuzz
 
 _ROOT = Path(tempfile.mkdtemp(prefix="fuzz-npz-"))
 _SCENES = 2
@@ -69,7 +69,7 @@ def _mutated(array: np.ndarray[Any, Any], choices: Choices) -> np.ndarray[Any, A
                 return array.astype(dtype)
             except (TypeError, ValueError):
                 return np.zeros(array.shape, dtype)
-    if kind == "value":
+    if kind == "value" and array.dtype.kind in "fiu":
         changed = array.astype(np.float64)
         value = choices.of((np.nan, np.inf, 0.0, -1.0, 3.0, 0.5, 1e300, 1e-300, 4.0, 100.0))
         if changed.size:
@@ -146,10 +146,10 @@ def test(data: bytes) -> None:
             import_npz([path], folder, system=_system())
     except ShardError as error:
         if str(path) not in str(error):
-            raise Finding(f"a refusal that does not name the file: {error}") from error
+            raise FindingError(f"a refusal that does not name the file: {error}") from error
         left = sorted(entry.name for entry in _ROOT.iterdir() if entry != path)
         if left:
-            raise Finding(f"refused, but {left} were left behind") from error
+            raise FindingError(f"refused, but {left} were left behind") from error
         return
     dataset = ShardDataset(folder)
     dataset.verify()
@@ -157,9 +157,9 @@ def test(data: bytes) -> None:
     for name in ("y", "h", "codes"):
         values = getattr(scenes, name)
         if not np.isfinite(values.numpy()).all():
-            raise Finding(f"{name} was imported with values that are not finite")
+            raise FindingError(f"{name} was imported with values that are not finite")
     if not ((scenes.num_sources >= 1) & (scenes.num_sources <= _system().max_sources)).all():
-        raise Finding(f"imported with {scenes.num_sources} sources")
+        raise FindingError(f"imported with {scenes.num_sources} sources")
     shutil.rmtree(folder)
 
 

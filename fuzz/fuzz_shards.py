@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzz.mutations import mutate
-from fuzz.target import Choices, Finding, fuzz
+from fuzz.target import Choices, FindingError, fuzz
 
 _ROOT = Path(tempfile.mkdtemp(prefix="fuzz-shards-"))
 _SCENES = 3
@@ -68,20 +68,20 @@ def _check(folder: Path, dataset: Any) -> None:
     for shard in dataset.manifest["shards"]:
         for entry in shard["files"].values():
             if (folder / entry["path"]).resolve().parent != folder.resolve():
-                raise Finding(f"{entry['path']!r} lies outside of the folder")
+                raise FindingError(f"{entry['path']!r} lies outside of the folder")
     scenes = dataset.batch(range(len(dataset)))
     if len(scenes) != sum(shard["samples"] for shard in dataset.manifest["shards"]):
-        raise Finding(f"{len(scenes)} scenes, not the sum of the shards")
+        raise FindingError(f"{len(scenes)} scenes, not the sum of the shards")
     for name, (_, shape) in field_layout(dataset.system).items():
         if tuple(getattr(scenes, name).shape) != (len(scenes), *shape):
-            raise Finding(f"{name} has shape {getattr(scenes, name).shape}, expected {shape}")
+            raise FindingError(f"{name} has shape {getattr(scenes, name).shape}, expected {shape}")
     try:
         dataset.verify()
     except ShardError:
         return
     # The digest of the manifest covers everything in it.
     if dataset.manifest != _valid():
-        raise Finding("an altered manifest passes verify()")
+        raise FindingError("an altered manifest passes verify()")
 
 
 def test(data: bytes) -> None:
@@ -112,7 +112,7 @@ def test(data: bytes) -> None:
         dataset = ShardDataset(folder)
     except ShardError as error:
         if not str(error).startswith(str(folder)):
-            raise Finding(f"a refusal that names no file: {error}") from error
+            raise FindingError(f"a refusal that names no file: {error}") from error
     else:
         _check(folder, dataset)
     finally:

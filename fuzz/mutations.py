@@ -8,7 +8,6 @@ from typing import Any
 
 from fuzz.target import Choices
 
-
 NASTY: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 2**31, 2**63, -(2**63), 10**400, 0.5, -0.0, 1e308, 1e-320,
     float("nan"), float("inf"), "", "x", ".", "..", "../manifest.json", "../outside.npy",

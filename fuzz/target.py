@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CORPUS = Path(__file__).resolve().parent / "corpus"
 
 
-class Finding(AssertionError):
+class FindingError(AssertionError):
     """What no input may cause: a wrong result accepted, or a refusal of the wrong kind."""
 
 

@@ -35,7 +35,7 @@ def sizes(choices: Choices) -> dict[str, int]:
     return drawn
 
 
-def _values(shape: list[int], dtype: torch.dtype, kind: str, name: str) -> Tensor:
+def _values(shape: list[int], dtype: torch.dtype, kind: str) -> Tensor:
     if dtype is torch.bool:
         return torch.rand(shape) < {"zero": 0.0, "ones": 1.1}.get(kind, 0.7)
     if not (dtype.is_complex or dtype.is_floating_point):
@@ -74,14 +74,8 @@ def _laid_out(value: Tensor, layout: str, at: int) -> Tensor:
         return value.narrow(dim, 0, 1).expand_as(value)
     if layout == "conjugated" and value.is_complex():
         return value.conj()
-    if layout == "negated" and value.is_floating_point():
-        return torch.complex(value.double(), -value.double()).to(
-            torch.complex128 if value.dtype == torch.float64 else torch.complex64
-        ).conj().imag if value.dtype in (torch.float32, torch.float64) else value
-    if layout == "negated" and value.is_complex():
+    if layout == "negated" and (value.is_complex() or value.is_floating_point()):
         return torch._neg_view(value)
-    if layout == "sparse" and value.numel():
-        return value.to_sparse()
     return value
 
 
@@ -89,9 +83,7 @@ def draw(
     template: TensorTemplate, chosen: dict[str, int], dtype: torch.dtype, choices: Choices
 ) -> tuple[Any, bool]:
     """The argument, and whether it is real memory (else on the meta device, or too large)."""
-    shape: list[int] = [
-        chosen[dim] if isinstance(dim, str) else dim for dim in template.dims
-    ]
+    shape: list[int] = [chosen[dim] if isinstance(dim, str) else dim for dim in template.dims]
     kind = {"complex": dtype, "real": dtype.to_real()}.get(template.dtype, template.dtype)
     device, huge = "cpu", False
     if choices.sometimes(10):
@@ -122,19 +114,18 @@ def draw(
          "ones", "nan", "inf", "tiny", "giant")
     )  # fmt: skip
     layout = choices.of(
-        ("plain", "plain", "transposed", "strided", "offset", "expanded", "conjugated", "negated",
-         "transposed", "sparse" if choices.sometimes(32) else "plain")
-    )  # fmt: skip
+        ("plain", "transposed", "strided", "offset", "expanded", "conjugated", "negated", "plain")
+    )
     where = choices.byte()
     if huge or math.prod(shape) > MEMORY:
         # One number, seen again and again.
         return torch.zeros((), dtype=kind, device=device).expand(shape), False
-    value = _laid_out(_values(shape, kind, values, template.name), layout, where)
+    value = _laid_out(_values(shape, kind, values), layout, where)
     return value.to(device), device == "cpu"
 
 
 def on_meta(value: Any) -> Any:
     """Shape, strides and dtype without memory."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
+    if not isinstance(value, Tensor):
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many Python threads, a changing number of torch's threads, and forked processes: the same bits."""
+"""Many Python threads, changing numbers of threads, and forked processes: the same bits."""
 
 from __future__ import annotations
 
