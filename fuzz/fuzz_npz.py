@@ -78,7 +78,7 @@ def _mutated(array: np.ndarray[Any, Any], choices: Choices) -> np.ndarray[Any, A
             return changed if choices.sometimes(2) else changed.astype(np.float32)
     if kind == "order":
         return np.asfortranarray(array)
-    return np.array([{"a": 1}] * len(array), object)
+    return np.full(array.shape, {"a": 1}, object)
 
 
 def _member(array: np.ndarray[Any, Any], choices: Choices) -> bytes:

@@ -127,8 +127,9 @@ class _Reader:
             raise self.error(name, f"cannot be read ({error})") from None
         announced = math.prod(shape) * dtype.itemsize
         packed = min(info.compress_size, self.path.stat().st_size)
-        # An object array has no size of its own; NumPy refuses it in its own words.
-        if not dtype.hasobject and (announced != held or held > _MOST_DEFLATED * (packed + 1)):
+        if dtype.hasobject:
+            raise self.error(name, "cannot be read (pickled objects; allow_pickle is False)")
+        if announced != held or held > _MOST_DEFLATED * (packed + 1):
             raise self.error(name, f"announces {dtype} {shape}, which is not what the file holds")
         return shape, dtype
 
