@@ -9,6 +9,8 @@
 #   make bench-guard     kernels against PyTorch and the committed run, as ratios, in a minute
 #   make bench-scaling   curves over B, N, L and M, drawn into $(FIGURES)
 #   make docs    the documentation, into build/docs
+#   make sanitize    the operators on CPU libraries with AddressSanitizer, UBSan and ThreadSanitizer
+#   make fuzz    hostile files and arguments, FUZZ_SECONDS and FUZZ_CASES of them at most
 #   make test-gpu    operators on CUDA C++ and on Triton; PYTHON=/path/to/python, WHEELS=folder
 #   make bench-gpu   kernels against their peers and over all sizes, into bench/results
 PYTHON ?= python3
@@ -40,8 +42,10 @@ GUARDED := tikhonov_covariance/forward/B64-L16 tikhonov_covariance/forward-varyi
 GUARD_PEERS := torch_push_through_blocked torch_shared_factorisation torch_eager
 SCALING ?= build/scaling.json
 FIGURES ?= build/figures
+FUZZ_SECONDS ?= 30
+FUZZ_CASES ?= 100000
 
-.PHONY: run test lint bench bench-guard bench-scaling docs clean install-gpu test-gpu bench-gpu
+.PHONY: run test lint bench bench-guard bench-scaling docs sanitize fuzz clean install-gpu test-gpu bench-gpu
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -66,6 +70,10 @@ $(VENV)/bench.done: $(VENV)/install.done
 
 $(VENV)/docs.done: $(VENV)/install.done
 	$(BIN)/pip install --quiet -e ".[docs]"
+	touch $@
+
+$(VENV)/fuzz.done: $(VENV)/dev.done
+	$(BIN)/pip install --quiet -e ".[fuzz]"
 	touch $@
 
 run: $(VENV)/install.done
@@ -115,6 +123,12 @@ bench-gpu: install-gpu
 
 docs: $(VENV)/docs.done
 	$(BIN)/sphinx-build -W -b html docs build/docs
+
+sanitize: $(VENV)/fuzz.done
+	$(BIN)/python tests/sanitizers/sanitize.py
+
+fuzz: $(VENV)/fuzz.done
+	RISKERNELS_REQUIRE=cpu $(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS) --cases $(FUZZ_CASES)
 
 clean:
 	rm -rf build dist *.egg-info riskernels/lib riskernels/_build*.so $(VENV)

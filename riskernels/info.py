@@ -16,7 +16,7 @@ import torch
 import riskernels
 from riskernels import _resources, library
 
-_VARIABLES = ("RISKERNELS_REQUIRE", "RISKERNELS_SIMD")
+_VARIABLES = ("RISKERNELS_REQUIRE", "RISKERNELS_SIMD", "RISKERNELS_LIBRARY_FOLDER")
 
 
 def _build_facts() -> dict[str, Any]:

@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 MINIMUM_TORCH = (2, 10)
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 SIMD_LEVELS = ("portable", "avx2", "avx512")
-LIBRARY_FOLDER = Path(__file__).parent / "lib"
+LIBRARY_FOLDER = Path(os.environ.get("RISKERNELS_LIBRARY_FOLDER") or Path(__file__).parent / "lib")
 
 
 @dataclass

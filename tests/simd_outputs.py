@@ -8,10 +8,11 @@ ran: ``python simd_outputs.py FILE``.
 from __future__ import annotations
 
 import functools
+import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import factored_inputs as fi
 import tikhonov_inputs as ti
@@ -121,16 +122,33 @@ def outputs(computed_in: torch.dtype | None = None) -> dict[str, Tensor]:
     return found
 
 
+Recorded: TypeAlias = tuple[Any, tuple[Any, ...], dict[str, Any]]
+"""An operator, its arguments, and those that it takes by name."""
+
+
+def digests(calls: list[Recorded]) -> list[str]:
+    """One of every output of every call, which calls operators and nothing else of torch."""
+    found = []
+    with torch.no_grad():
+        for function, args, kwargs in calls:
+            result = function(*args, **kwargs)
+            for value in result if isinstance(result, tuple) else (result,):
+                found.append(hashlib.sha256(value.detach().numpy().tobytes()).hexdigest())
+    return found
+
+
 class Recorder(TorchDispatchMode):
-    """Names of the riskernels operators that run inside it."""
+    """The riskernels operators that run inside it: their names, and every call."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ran: set[str] = set()
+        self.calls: list[Recorded] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "riskernels":
             self.ran.add(func.name().split("::")[1].split(".")[0])
+            self.calls.append((func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 

@@ -8,7 +8,11 @@
 
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
+#include <string>
 #include <vector>
+
+#include "tensor_checks.hpp"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -31,9 +35,11 @@ inline torch::stable::Tensor new_output(const torch::stable::Tensor& like,
   if (dtype.has_value())
     type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(*dtype));
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_aten_new_empty(like.get(), sizes.data(), static_cast<int64_t>(sizes.size()), &type,
-                                &layout, &device_type, device_index, nullptr, &handle));
+  // The reason goes to stderr; what torch's macro would throw names a line of this file alone.
+  if (aoti_torch_aten_new_empty(like.get(), sizes.data(), static_cast<int64_t>(sizes.size()), &type,
+                                &layout, &device_type, device_index, nullptr,
+                                &handle) != AOTI_TORCH_SUCCESS)
+    throw std::runtime_error("riskernels: no memory for an output of shape " + shape_text(sizes));
   torch::stable::Tensor tensor(handle);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr std::uintptr_t kPage = 4096, kLarge = std::uintptr_t{1} << 22;

@@ -104,23 +104,42 @@ enum class SimdLevel { portable, avx2, avx512 };
 SimdLevel simd_level();
 const char* simd_level_name();
 
+// What is in this build: all sets of the processor's kind, or one alone in a build for tests.
+#if defined(RISKERNELS_HAS_PORTABLE)
 RISKERNELS_DECLARE_KERNELS(portable)
-#if defined(RISKERNELS_X86)
-RISKERNELS_DECLARE_KERNELS(avx2)
-RISKERNELS_DECLARE_KERNELS(avx512)
-#define RISKERNELS_RUN(function, ...)                \
-  switch (::riskernels::simd_level()) {              \
-    case ::riskernels::SimdLevel::avx512:            \
-      ::riskernels::avx512::function(__VA_ARGS__);   \
-      break;                                         \
-    case ::riskernels::SimdLevel::avx2:              \
-      ::riskernels::avx2::function(__VA_ARGS__);     \
-      break;                                         \
-    default:                                         \
-      ::riskernels::portable::function(__VA_ARGS__); \
-  }
+#define RISKERNELS_CASE_PORTABLE(...)     \
+  case ::riskernels::SimdLevel::portable: \
+    ::riskernels::portable::__VA_ARGS__;  \
+    break;
 #else
-#define RISKERNELS_RUN(function, ...) ::riskernels::portable::function(__VA_ARGS__)
+#define RISKERNELS_CASE_PORTABLE(...)
 #endif
+#if defined(RISKERNELS_HAS_AVX2)
+RISKERNELS_DECLARE_KERNELS(avx2)
+#define RISKERNELS_CASE_AVX2(...)     \
+  case ::riskernels::SimdLevel::avx2: \
+    ::riskernels::avx2::__VA_ARGS__;  \
+    break;
+#else
+#define RISKERNELS_CASE_AVX2(...)
+#endif
+#if defined(RISKERNELS_HAS_AVX512)
+RISKERNELS_DECLARE_KERNELS(avx512)
+#define RISKERNELS_CASE_AVX512(...)     \
+  case ::riskernels::SimdLevel::avx512: \
+    ::riskernels::avx512::__VA_ARGS__;  \
+    break;
+#else
+#define RISKERNELS_CASE_AVX512(...)
+#endif
+
+#define RISKERNELS_RUN(function, ...)               \
+  switch (::riskernels::simd_level()) {             \
+    RISKERNELS_CASE_AVX512(function(__VA_ARGS__))   \
+    RISKERNELS_CASE_AVX2(function(__VA_ARGS__))     \
+    RISKERNELS_CASE_PORTABLE(function(__VA_ARGS__)) \
+    default:                                        \
+      break;                                        \
+  }
 
 }  // namespace riskernels

@@ -8,9 +8,28 @@
 namespace riskernels {
 namespace {
 
+bool built(SimdLevel level) {
+  switch (level) {
+#if defined(RISKERNELS_HAS_PORTABLE)
+    case SimdLevel::portable:
+      return true;
+#endif
+#if defined(RISKERNELS_HAS_AVX2)
+    case SimdLevel::avx2:
+      return true;
+#endif
+#if defined(RISKERNELS_HAS_AVX512)
+    case SimdLevel::avx512:
+      return true;
+#endif
+    default:
+      return false;
+  }
+}
+
 bool supported(SimdLevel level) {
   if (level == SimdLevel::portable) return true;
-#if defined(RISKERNELS_X86)
+#if defined(__x86_64__)
   if (level == SimdLevel::avx2)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
@@ -30,13 +49,17 @@ SimdLevel choose() {
       if (!supported(level))
         throw std::runtime_error(std::string("riskernels: RISKERNELS_SIMD=") + wanted +
                                  ", which this processor does not have");
+      if (!built(level))
+        throw std::runtime_error(std::string("riskernels: RISKERNELS_SIMD=") + wanted +
+                                 ", which is not in this build of the library");
       return level;
     }
     throw std::runtime_error(std::string("riskernels: RISKERNELS_SIMD=") + wanted +
                              ", expected portable, avx2 or avx512");
   }
-  if (supported(SimdLevel::avx512)) return SimdLevel::avx512;
-  return supported(SimdLevel::avx2) ? SimdLevel::avx2 : SimdLevel::portable;
+  for (const auto level : {SimdLevel::avx512, SimdLevel::avx2, SimdLevel::portable})
+    if (built(level) && supported(level)) return level;
+  throw std::runtime_error("riskernels: this processor has no instruction set of this build");
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from riskernels.ops._registration import (
-    call,
+    caller,
     define,
     fold_vmap,
     refuse_autograd,
@@ -66,6 +66,7 @@ BACKWARD = define(
     reference.steering_power_backward,
     _check_backward,
 )
+_call = caller(FORWARD)
 
 
 def _fake(factor: Tensor, phi: Tensor, *others: Any, taper: bool = False) -> Tensor:
@@ -211,8 +212,7 @@ def steering_power(
         >>> steering_power(x[None, :, None], *source, positions, 0.3)
         tensor([[1.0000]])
     """
-    result: Tensor = call(
-        torch.ops.riskernels.steering_power.default,
+    result: Tensor = _call(
         factor,
         phi,
         theta,

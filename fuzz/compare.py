@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether an accepted result is right: the reference in complex128, and how well it is determined.
+
+A result is wrong where it is further from the reference in complex128 than the reference in
+complex64 gets from it, when its inputs are rounded differently. That needs no bound per operator,
+and holds where a problem is ill conditioned or its terms cancel. A gradient is also held
+to output / input: what is below rounding of that changes no digit of the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fuzz.target import FindingError
+from fuzz.templates import Template
+
+SLACK = 64.0
+"""Rounding errors of the inputs, and of the result, that a result may be off by."""
+PRECISION = {torch.complex64: torch.finfo(torch.float32).eps, torch.complex128: 1e-9}
+"""Of a call. In complex128 the reference is no more exact than the operator, which is therefore
+held to fewer digits than it has."""
+PERTURBED = 4
+SHARES = ("subspace_leakage_forward", "factored_leakage_forward")
+"""Operators whose output is what is left of 1, and as exact as that."""
+LARGEST = 1e18
+"""Squares of what is larger overflow in float32."""
+
+
+def wide(value: Any) -> Any:
+    """Numbers in double precision, in memory of their own."""
+    if not isinstance(value, Tensor) or not (value.is_complex() or value.is_floating_point()):
+        return value
+    dtype = torch.complex128 if value.is_complex() else torch.float64
+    return value.detach().to(dtype).resolve_conj().resolve_neg().clone()
+
+
+def _rounded(value: Any, generator: torch.Generator) -> Any:
+    """``value`` in single precision, every number off by about its rounding."""
+    if not isinstance(value, Tensor) or not (value.is_complex() or value.is_floating_point()):
+        return value
+    plain = wide(value)
+    eps = PRECISION[torch.complex64]
+    moved = plain * (1 + eps * torch.randn(plain.shape, generator=generator))
+    return moved.to(torch.complex64 if value.is_complex() else torch.float32)
+
+
+def outputs_and_gradients(
+    function: Any, args: Sequence[Any], kwargs: dict[str, Any], leaves: Sequence[int]
+) -> tuple[list[Tensor | None], list[Tensor]]:
+    """Differentiable outputs, then the gradients of a fixed weighting of them to ``leaves``; and
+    the weighted outputs."""
+    args = list(args)
+    for index in leaves:
+        args[index] = args[index].detach().requires_grad_()
+    result = function(*args, **kwargs)
+    results = [r for r in (result if isinstance(result, tuple) else (result,)) if r.requires_grad]
+    weights = [
+        torch.linspace(-1, 2, r.numel(), dtype=torch.float64).reshape(r.shape).to(r.dtype)
+        for r in results
+    ]
+    gradients = torch.autograd.grad(results, [args[i] for i in leaves], weights, allow_unused=True)
+    weighted = [r.detach() * w for r, w in zip(results, weights, strict=True)]
+    return [*(r.detach() for r in results), *gradients], weighted
+
+
+def _scene_norms(value: Tensor, scenes: int | None) -> Tensor:
+    """Norms of every scene, or of the whole."""
+    flat = value.reshape(scenes, -1) if scenes else value.reshape(1, -1)
+    return flat.abs().square().sum(-1).sqrt()
+
+
+def check_values(template: Template, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """Raise :class:`FindingError` where outputs or gradients of a forward operator are wrong."""
+    from riskernels import library
+
+    tensors = [(i, a) for i, a in enumerate(args) if isinstance(a, Tensor)]
+    numbers = [(i, a) for i, a in tensors if a.is_complex() or a.is_floating_point()]
+    leaves = [i for i, _ in numbers if template.args[i].leaf]
+    scenes = args[0].shape[0]
+    if not leaves or not scenes:
+        return
+    dtype = args[0].dtype
+    eps = PRECISION[dtype]
+    spoiled = torch.zeros(scenes, dtype=torch.bool)
+    for _, value in numbers:
+        plain = wide(value)
+        bad = ~torch.isfinite(plain.abs()) | (plain.abs() > LARGEST)
+        bad |= (plain.abs() < 1 / LARGEST) & (plain != 0)
+        if value.dim() and value.shape[0] == scenes:
+            spoiled |= bad.reshape(scenes, -1).any(1)
+        elif bad.any():
+            return
+    got, _ = outputs_and_gradients(template.overload, args, kwargs, leaves)
+    plain = [wide(a) for a in args]
+
+    def reference(values: Sequence[Any]) -> tuple[list[Tensor | None], list[Tensor]]:
+        with library.use_backend("reference"):
+            return outputs_and_gradients(template.overload, values, kwargs, leaves)
+
+    want, weighted = reference(plain)
+    if [g is None for g in got] != [w is None for w in want]:
+        raise FindingError("a gradient is missing, or one too many")
+    moved: list[Tensor | float] | None = None
+    for index, (g, w) in enumerate(zip(got, want, strict=True)):
+        if g is None or w is None:
+            continue
+        if g.shape != w.shape:
+            raise FindingError(
+                f"result {index} has shape {list(g.shape)}, expected {list(w.shape)}"
+            )
+        by_scene = scenes if w.dim() and w.shape[0] == scenes else None
+        keep = ~spoiled if by_scene else ~spoiled.any().reshape(1)
+        size = _scene_norms(w, by_scene)
+        keep &= torch.isfinite(size) & (size < LARGEST)
+        if index < len(weighted) and template.op in SHARES:
+            size = torch.clamp(size, min=1.0)
+        error = _scene_norms(wide(g) - w, by_scene)
+        if index >= len(weighted):
+            value = plain[leaves[index - len(weighted)]]
+            outputs = torch.stack([_scene_norms(v, by_scene) for v in weighted]).sum(0)
+            if template.op in SHARES:
+                outputs = torch.clamp(outputs, min=1.0)
+            inputs = _scene_norms(value, by_scene)
+            size = size + torch.where(inputs > 0, outputs / inputs, 0.0)
+        if not bool((keep & ~(error <= SLACK * eps * size)).any()):
+            continue
+        if moved is None:
+            generator = torch.Generator().manual_seed(0)
+            moved = [0.0] * len(want)
+            for _ in range(PERTURBED):
+                off, _ = reference([_rounded(a, generator) for a in args])
+                for i, (o, v) in enumerate(zip(off, want, strict=True)):
+                    if o is not None and v is not None:
+                        shape = scenes if v.dim() and v.shape[0] == scenes else None
+                        change = _scene_norms(wide(o) - v, shape)
+                        moved[i] = torch.maximum(torch.as_tensor(moved[i]), change)
+        allowed = SLACK * eps * (size + moved[index] / PRECISION[torch.complex64])
+        keep &= torch.isfinite(allowed)
+        if bool((wrong := keep & ~(error <= allowed)).any()):
+            raise FindingError(
+                f"riskernels::{template.op}, result {index} of {dtype}: errors "
+                f"{error[wrong].tolist()}, allowed {allowed[wrong].tolist()}, "
+                f"size {size[wrong].tolist()}"
+            )
