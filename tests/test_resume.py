@@ -9,15 +9,13 @@ import os
 import random
 import re
 import signal
-import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from processes import in_a_child
 from training_helpers import CPU, experiment, read_metrics, same
 
 from ris_pytorch_pipeline import checkpoint as checkpoint_module
@@ -34,22 +32,6 @@ from ris_pytorch_pipeline.trainer import Trainer
 KILLS = int(os.environ.get("RISKERNELS_KILLS", "3"))
 """Rounds of the test that kills a training at a random moment."""
 EPOCHS = 3
-
-
-def in_a_child(work: Callable[[], None]) -> int:
-    """Start ``work`` in a forked process and return its number; it exits with 0 or 1."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        work()
-        status = 0
-    except BaseException:
-        traceback.print_exc(file=sys.__stderr__)
-    finally:
-        # Nothing of the parent's (buffers, fixtures, the test run itself) may end twice.
-        os._exit(status)
 
 
 def assert_same_run(one: Path, other: Path) -> None:
