@@ -25,7 +25,7 @@ from training_helpers import read_metrics, same
 import ris_pytorch_pipeline.train as train_module
 from ris_pytorch_pipeline import workers
 from ris_pytorch_pipeline.checkpoint import load_checkpoint
-from ris_pytorch_pipeline.configs import ConfigError, ExperimentConfig
+from ris_pytorch_pipeline.configs import ExperimentConfig
 from ris_pytorch_pipeline.hpo import HpoError, HpoOptions, base_config, load_best, run
 from ris_pytorch_pipeline.interrupts import Interrupted
 from ris_pytorch_pipeline.search_space import apply_parameters
@@ -39,7 +39,7 @@ from ris_pytorch_pipeline.slots import (
 )
 from ris_pytorch_pipeline.storage import find_storage
 from ris_pytorch_pipeline.trainer import Trainer
-from ris_pytorch_pipeline.workers import spread_devices, threads_per_worker
+from ris_pytorch_pipeline.workers import threads_per_worker
 
 KILLS = int(os.environ.get("RISKERNELS_SEARCH_KILLS", "6"))
 """Workers killed in the middle of a trial; four times as many trials are run."""
@@ -326,26 +326,3 @@ def test_an_error_of_a_worker_is_shown_and_fails_the_search(
     with pytest.raises(HpoError, match=r"worker\(s\) \[0, 1\] ended with an error"):
         run(search_options(tmp_path / "out", workers=2))
     assert "[1] ris: error: hpo: n_trials is 0" in capfd.readouterr().err
-
-
-def test_workers_are_spread_over_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert spread_devices(["cpu"], 3) == ["cpu"] * 3
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert spread_devices(["auto"], 2) == ["cpu"] * 2
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert spread_devices(["auto"], 3) == ["cuda:0", "cuda:1", "cuda:0"]
-    assert spread_devices(["cuda:1", "cpu"], 3) == ["cuda:1", "cpu", "cuda:1"]
-    with pytest.raises(ConfigError, match="--devices: 'cuda:2' is not there"):
-        spread_devices(["cuda:0", "cuda:2"], 2)
-    with pytest.raises(ConfigError, match="--devices"):
-        spread_devices(["cuda:0", ""], 2)
-    assert HpoOptions(device="cuda:0, cuda:1").device_names == ["cuda:0", "cuda:1"]
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
-    assert [threads_per_worker(count) for count in (1, 3, 16, 40)] == [16, 5, 1, 1]
-
-
-def test_both_spellings_of_the_devices(tmp_path: Path) -> None:
-    from ris_pytorch_pipeline.cli import _parse
-
-    for option in ("--device", "--devices"):
-        assert _parse(["hpo", option, "cuda:0,cuda:1"]).options.device == "cuda:0,cuda:1"
