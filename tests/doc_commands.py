@@ -28,7 +28,7 @@ from ris_pytorch_pipeline.config_io import save_config, to_dict
 from ris_pytorch_pipeline.configs import ConfigError, ExperimentConfig
 
 SEPARATORS = {"|", "||", "&&", ";", "&"}
-UNCHECKED = {"cd", "git", "mkdir", "source"}
+UNCHECKED = {"cd", "git", "mkdir", "source", "sudo"}
 """Commands of other programs, whose arguments are not looked at."""
 OTHER_MODULES = {"http.server", "pytest", "venv"}
 """Modules of others that ``python -m`` may run."""

@@ -22,7 +22,7 @@ LIMIT = 240.0
 """Seconds after which processes that have not ended are a failure of the test."""
 
 
-def in_a_child(work: Callable[[], None]) -> int:
+def in_a_child(work: Callable[[], object]) -> int:
     """Start ``work`` in a forked process and return its number; it exits with 0 or 1."""
     child = os.fork()
     if child:

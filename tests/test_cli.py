@@ -210,7 +210,7 @@ def test_existing_shards_are_imported(tmp_path: Path, capsys: pytest.CaptureFixt
         (["simulate", "--device", "gpu", "--out", "{}/o"], "--device: got 'gpu'"),
         (["train", "--train.device", "cuda:99", "--out", "{}/o"], "train.device: 'cuda:99'"),
         (["hpo", "--shards", "{}/none", "--out", "{}/o"], "none/manifest.json"),
-        (["hpo", "--storage", "nonsense", "--out", "{}/o"], "storage cannot be opened"),
+        (["hpo", "--storage", "nonsense", "--out", "{}/o"], "expected a file named"),
         (["localize", "--checkpoint", "{}/none", "--shards", "{}"], "none: no such checkpoint"),
         (
             ["localize", "--checkpoint", "c", "--shards", "s", "--json", "{}/none/p.json"],

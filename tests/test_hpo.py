@@ -33,7 +33,7 @@ from ris_pytorch_pipeline.hpo import HpoError, HpoOptions, base_config, load_bes
 from ris_pytorch_pipeline.loss import TERMS, LocalizationLoss
 from ris_pytorch_pipeline.search_space import SPACES, Range, apply_parameters, starting_point
 from ris_pytorch_pipeline.shards import write_shards
-from ris_pytorch_pipeline.study import MAX_INTERRUPTIONS
+from ris_pytorch_pipeline.slots import MAX_INTERRUPTIONS
 from ris_pytorch_pipeline.train import validate
 
 TINY = SystemConfig(n_h=4, n_v=4, antennas=4, snapshots=4, max_sources=2)
@@ -165,7 +165,9 @@ def test_loss_weights_do_not_change_the_objective(
     real = train_module.fit
     reported: list[float] = []
 
-    def without_training(config: ExperimentConfig, folder: Path, on_epoch: Any) -> Any:
+    def without_training(
+        config: ExperimentConfig, folder: Path, on_epoch: Any, resume: bool
+    ) -> Any:
         still = dataclasses.replace(
             config.train, lr_backbone=1e-12, lr_head=1e-12, weight_decay=0.0
         )
@@ -188,7 +190,7 @@ def test_bad_trials_are_pruned_by_the_reported_values(
 ) -> None:
     real, calls = train_module.fit, []
 
-    def ever_worse(config: ExperimentConfig, folder: Path, on_epoch: Any) -> Any:
+    def ever_worse(config: ExperimentConfig, folder: Path, on_epoch: Any, resume: bool) -> Any:
         calls.append(folder)
         scale = 1.0 if len(calls) < 5 else 100.0
 
@@ -258,8 +260,8 @@ def test_the_base_trial_survives_an_interruption_before_it_is_drawn(
             with pytest.raises(KeyboardInterrupt):
                 run(options(tmp_path / "given_up"))
         shown = capsys.readouterr().out
-        assert ("queued again" in shown) == (count < MAX_INTERRUPTIONS)
-        assert ("not tried again" in shown) == (count == MAX_INTERRUPTIONS)
+        assert ("are tried again" in shown) == (count < MAX_INTERRUPTIONS)
+        assert ("other parameters" in shown) == (count == MAX_INTERRUPTIONS)
         if count == 1:
             shutil.copytree(tmp_path / "given_up", tmp_path / "continued")
     chosen = options(tmp_path / "continued")
@@ -270,7 +272,9 @@ def test_the_base_trial_survives_an_interruption_before_it_is_drawn(
 
 
 def test_options_are_checked(tmp_path: Path) -> None:
-    for changes in ({"n_trials": 0}, {"epochs_per_trial": 0}, {"space": "huge"}):
+    bad: list[dict[str, Any]] = [{"n_trials": 0}, {"epochs_per_trial": 0}, {"space": "huge"}]
+    bad += [{"workers": 0}, {"grace_period": 1.0}, {"grace_period": float("nan")}]
+    for changes in bad:
         with pytest.raises(ConfigError):
             options(tmp_path, **changes)
 

@@ -19,6 +19,7 @@ from ris_pytorch_pipeline.cli import main
 from ris_pytorch_pipeline.configs import ConfigError
 from ris_pytorch_pipeline.plots import run_figure, study_figure
 from ris_pytorch_pipeline.progress import RunLog
+from ris_pytorch_pipeline.storage import Storage
 
 EPOCHS, STEPS = 3, 4
 TERMS = ("nmse_blend", "angle")
@@ -178,6 +179,18 @@ def test_searches_that_cannot_be_drawn(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "study.db").unlink()
     optuna.create_study(storage=f"sqlite:///{tmp_path / 'study.db'}").ask()
     assert "no completed trial" in error_of(capsys, *args)
+    (tmp_path / "study.journal").write_bytes(b"no journal\n" * 2)
+    assert "study.journal: not a study of Optuna" in error_of(capsys, *args)
+
+
+def test_a_study_in_a_journal_is_only_read(tmp_path: Path) -> None:
+    path = tmp_path / "study.journal"
+    study = optuna.create_study(study_name="s", storage=Storage(path).open())
+    study.tell(study.ask(), 1.0)
+    before = path.read_bytes()
+    (axes,) = study_figure(tmp_path).axes
+    assert axes.get_title() == "study s"
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

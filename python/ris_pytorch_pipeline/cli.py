@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +120,12 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"ris: warning: {_printable(str(message))}", file=sys.stderr)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``ris`` with ``argv`` (the process's own arguments by default); returns the status."""
-    args = list(sys.argv[1:] if argv is None else argv)
+def guarded(work: Callable[[], int]) -> int:
+    """The status of ``work``; an error becomes one line on stderr and the status that it means."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            status = int(_parse(args).run())
+            status = work()
         sys.stdout.flush()
         return status
     except KeyboardInterrupt as stop:
@@ -145,3 +144,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = _printable(str(error)) or type(error).__name__
         print(f"ris: error: {message}", file=sys.stderr)
         return 1 if isinstance(error, (CommandError, HpoError)) else 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``ris`` with ``argv`` (the process's own arguments by default); returns the status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: int(_parse(args).run()))

@@ -10,10 +10,11 @@ A results folder holds ``study.db``, ``best.json`` and, per study, a folder with
 ``best.json`` and one folder per trial (configuration, metrics, checkpoints, ``trial.json``). The
 first trial is the base configuration itself, moved into the search space where it lies outside.
 
-Running a command again continues its study until ``n_trials`` trials are finished. A trial holds a
-lock on its folder for as long as its process lives; one that is marked as running but whose lock
-is free was interrupted: it is marked failed and its parameters are put back in the queue, unless
-they were interrupted too often or none were drawn yet.
+Running a command again continues its study until ``n_trials`` trials are finished, and so do any
+number of workers at once (:mod:`.search` is one of them, :mod:`.workers` starts several). A trial
+whose worker died or was interrupted is marked failed; its parameters are tried again, from the last
+checkpoint where there is one, unless they were interrupted too often. ``study.db`` is
+``study.journal`` where several workers began the study (:mod:`.storage`).
 """
 
 from __future__ import annotations
@@ -22,11 +23,9 @@ import dataclasses
 import json
 import math
 import sys
-import time
-import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -37,22 +36,13 @@ from .configs import (
     SimulationConfig,
     SystemConfig,
     from_dict,
-    to_dict,
 )
-from .durable import write_atomically
-from .search_space import SPACES, apply_parameters, starting_point
-from .study import SharedStudy
+from .search_space import SPACES
 from .untrusted import SMALL, read_json
 
-if TYPE_CHECKING:
-    import optuna
-
-    from .train import TrainResult
-
 FORMAT = 1
-QUEUED = ("its parameters are not tried again", "its parameters are queued again")
-"""What became of an interrupted trial, by whether it was queued."""
-OBJECTIVE = "validation loss of the kept checkpoint under the base configuration's loss weights"
+MIN_GRACE = 2
+"""Seconds: a worker beats four times in a grace period, and may be late."""
 
 
 class HpoError(RuntimeError):
@@ -74,7 +64,12 @@ class HpoOptions:
     study: str | None = None
     """Name of the study; ris-<space> when left out."""
     storage: str | None = None
-    """Any Optuna storage URL; SQLite in the results folder when left out."""
+    """A file (*.db, SQLite: one worker; *.journal: several) or the URL of a database server; a file
+    in the results folder when left out."""
+    workers: int | None = None
+    """Processes to start on this machine, each on the next device; one per device when left out."""
+    grace_period: float = 60.0
+    """Seconds after which a trial whose worker is silent is given to another worker."""
     shards: str | None = None
     """Folder of shards to train on; scenes are simulated on the fly when left out."""
     train_samples: int = 2048
@@ -85,8 +80,8 @@ class HpoOptions:
     """Scenes per training step."""
     seed: int = 0
     """Seed of the sampler, the scenes and the networks."""
-    device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    device: Annotated[str, tyro.conf.arg(aliases=("--devices",))] = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:N, or several with commas."""
     system: SystemConfig = field(default_factory=SystemConfig)
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
     base: tyro.conf.Suppress[ExperimentConfig] = field(default_factory=ExperimentConfig)
@@ -96,6 +91,12 @@ class HpoOptions:
         for name in ("n_trials", "epochs_per_trial", "train_samples", "val_samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"hpo: {name} is {getattr(self, name)}, expected at least 1")
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"hpo: workers is {self.workers}, expected at least 1")
+        if not MIN_GRACE <= self.grace_period < math.inf:
+            raise ConfigError(
+                f"hpo: grace_period is {self.grace_period:g}, expected at least {MIN_GRACE} s"
+            )
         if self.space not in SPACES:
             raise ConfigError(f"hpo: unknown space {self.space!r}, expected one of {list(SPACES)}")
 
@@ -103,6 +104,11 @@ class HpoOptions:
     def name(self) -> str:
         """The study's name, also the name of its folder of trials."""
         return self.study or f"ris-{self.space}"
+
+    @property
+    def device_names(self) -> list[str]:
+        """The devices that the workers are spread over."""
+        return [name.strip() for name in self.device.split(",")]
 
     @property
     def folder(self) -> Path:
@@ -153,175 +159,6 @@ def load_best(path: str | Path) -> ExperimentConfig:
     return from_dict(ExperimentConfig, best["config"], f"{path}: config")
 
 
-class _Search:
-    """One run of the search."""
-
-    def __init__(self, options: HpoOptions) -> None:
-        from .data import open_scenes, resolve_device
-        from .loss import TERMS
-
-        self.options, self.base = options, base_config(options)
-        self.space = SPACES[options.space]
-        self.device = resolve_device(options.device, "--device")
-        # The search changes nothing that the data depends on; bad data is refused before a study
-        # is made.
-        self.validation = open_scenes(self.base, self.device).validation
-        self.weights = {f"val_{name}": getattr(self.base.loss, name) for name in TERMS}
-        settings: dict[str, Any] = {"space": options.space, "config": to_dict(self.base)}
-        for name in ("device", "covariance"):  # they change no value
-            del settings["config"]["train"][name]
-        self.where = "its storage" if options.storage else f"{options.out}/study.db"
-        self.shared = SharedStudy(
-            options.name,
-            options.folder,
-            storage=options.storage or Path(options.out) / "study.db",
-            shared_storage=options.storage is not None,
-            settings=settings,
-            first=starting_point(self.space, self.base),
-            seed=options.seed,
-        )
-        self.failures: list[str] = []
-        self.unsound: list[int] = []
-        self.ran = 0
-
-    def run(self) -> None:
-        """Run trials until the study has all of them; says what it finds and does."""
-        shared, wanted = self.shared, self.options.n_trials
-        for number, queued in shared.recover().items():
-            print(f"trial {number} was interrupted: marked failed, {QUEUED[queued]}")
-        done = shared.finished()
-        if done:
-            print(f"study {shared.name!r} has {done} finished trials, resuming ({self.where})")
-        else:
-            print(f"study {shared.name!r} is new ({self.where})")
-        if done >= wanted:
-            print(f"nothing left to run: --n_trials {wanted} is the total of finished trials")
-        else:
-            print(f"{wanted - done} of {wanted} trials to run on {self.device}", flush=True)
-        for _ in range(wanted - done):
-            asked = shared.ask(wanted)
-            if asked is None:
-                if shared.finished() < wanted:
-                    print("the remaining trials are being run by other processes")
-                break
-            self.ran += 1
-            trial, lock = asked
-            with lock:
-                try:
-                    self._run_trial(trial)
-                except KeyboardInterrupt:
-                    queued = shared.interrupt(trial)
-                    print(f"trial {trial.number} interrupted: {QUEUED[queued]}")
-                    raise
-            self._save_best()
-
-    def _run_trial(self, trial: optuna.trial.Trial) -> None:
-        import optuna
-
-        folder, states = self.shared.trial_folder(trial.number), optuna.trial.TrialState
-        started = time.monotonic()
-        parameters = {dimension.path: dimension.suggest(trial) for dimension in self.space}
-        record: dict[str, Any] = {"trial": trial.number, "parameters": parameters}
-        print(f"trial {trial.number} of study {self.shared.name!r} in {folder}", flush=True)
-        try:
-            config = apply_parameters(self.base, parameters)
-            result, terms = self._train(trial, config, folder)
-        except optuna.TrialPruned:
-            self.shared.study.tell(trial, state=states.PRUNED)
-            record["state"] = "pruned"
-            print(f"trial {trial.number} pruned: worse than the median at the same epoch")
-        except Exception as error:
-            # A trial may fail for reasons of its parameters (memory, divergence): the search goes
-            # on, the trace stays beside the trial, and a run in which all fail exits with 1.
-            self.shared.study.tell(trial, state=states.FAIL)
-            (folder / "error.txt").write_text(traceback.format_exc())
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            record |= {"state": "failed", "error": str(error)}
-            self.failures.append(f"trial {trial.number} failed ({reason})")
-            print(f"{self.failures[-1]}; trace in {folder / 'error.txt'}")
-        else:
-            self.shared.study.tell(trial, terms["total"])
-            record |= {
-                "state": "complete",
-                "value": terms["total"],
-                "terms": terms,
-                "first_train_loss": result.first_train_loss,
-                "last_train_loss": result.last_train_loss,
-                "best_val_loss": result.best_val_loss,
-                "skipped_steps": result.skipped_steps,
-                "checkpoint": str(result.checkpoint),
-            }
-            print(
-                f"trial {trial.number} complete: training loss {result.first_train_loss:.4f} -> "
-                f"{result.last_train_loss:.4f}, validation loss {result.best_val_loss:.4f}, "
-                f"objective {terms['total']:.4f}"
-            )
-        record["seconds"] = round(time.monotonic() - started, 2)
-        write_atomically(folder / "trial.json", json.dumps(record, indent=2) + "\n")
-
-    def _train(
-        self, trial: optuna.trial.Trial, config: ExperimentConfig, folder: Path
-    ) -> tuple[TrainResult, dict[str, float]]:
-        """Train with pruning, then judge the kept checkpoint by the base configuration's loss."""
-        import optuna
-
-        from .checkpoint import load_checkpoint
-        from .loss import LocalizationLoss
-        from .train import fit, validate
-
-        def report(epoch: int, metrics: dict[str, float]) -> None:
-            terms = {name: metrics[name] for name, weight in self.weights.items() if weight > 0}
-            trial.report(sum(self.weights[name] * value for name, value in terms.items()), epoch)
-            if epoch + 1 < config.train.epochs and trial.should_prune():
-                raise optuna.TrialPruned
-
-        result = fit(config, folder, on_epoch=report)
-        if not checklist_passed(folder):
-            self.unsound.append(trial.number)
-        net = load_checkpoint(result.checkpoint, device=self.device, expect=config.covariance).net
-        form = config.train.covariance
-        loss = LocalizationLoss(config.system, self.base.loss, config.covariance, form)
-        terms = validate(net, loss, self.validation)
-        if not math.isfinite(terms["total"]):
-            raise HpoError(f"validation loss is {terms['total']}")
-        return result, terms
-
-    def _save_best(self) -> None:
-        completed = self.shared.completed()
-        if not completed:
-            return
-        best = min(completed, key=lambda t: t.value if t.value is not None else math.inf)
-        config = apply_parameters(self.base, best.params)
-        text = {
-            "format": FORMAT,
-            "study": self.shared.name,
-            "trial": best.number,
-            "value": best.value,
-            "objective": OBJECTIVE,
-            "folder": str(self.shared.trial_folder(best.number)),
-            "config": to_dict(config),
-        }
-        for folder in (self.shared.folder, Path(self.options.out)):
-            write_atomically(folder / "best.json", json.dumps(text, indent=2) + "\n")
-
-    def summarise(self) -> None:
-        """Print the outcome; raises :class:`HpoError` if there is none to be trusted."""
-        out, completed = Path(self.options.out), self.shared.completed()
-        if self.ran and len(self.failures) == self.ran:
-            raise HpoError(f"every trial of this run failed; the last: {self.failures[-1]}")
-        if not completed:
-            raise HpoError(f"study {self.shared.name!r} has no completed trial")
-        self._save_best()
-        best = json.loads((self.shared.folder / "best.json").read_text())
-        print(f"best of {self.shared.finished()} finished trials: trial {best['trial']}")
-        print(f"  objective {best['value']:.4f} ({OBJECTIVE})")
-        print(f"  results      {best['folder']}")
-        print(f"  study        {self.where}")
-        print(f"  configuration {out / 'best.json'} (ris train --from_hpo {out / 'best.json'})")
-        if self.unsound:
-            raise HpoError(f"the checklist failed in trial(s) {self.unsound}: see ok=False above")
-
-
 def first_line(error: BaseException) -> str:
     """First line of an error's message."""
     return next(iter(str(error).strip().splitlines()), "no message")
@@ -334,11 +171,50 @@ def checklist_passed(folder: Path) -> bool:
     return bool(records) and bool(records[-1]["ok"])
 
 
+def run_worker(options: HpoOptions) -> list[int]:
+    """Run trials on the one device of ``options`` until the study has all; which ones it ran.
+
+    Raises:
+        Interrupted: by a signal; the trial at hand is saved and free for another worker.
+        HpoError: the storage failed.
+    """
+    return _work(options, summarised=False)
+
+
+def _work(options: HpoOptions, *, summarised: bool) -> list[int]:
+    from .interrupts import RaisedInterrupt
+    from .search import Worker, open_study, summarise
+
+    base = base_config(options)
+    with RaisedInterrupt("between two trials"):
+        # Bad data is refused before a study is made.
+        worker = Worker(options, base)
+        with open_study(options, base, 1) as shared:
+            worker.run(shared)
+            if summarised:
+                ran = [trial for trial in shared.trials() if trial.number in worker.ran]
+                summarise(shared, options, base, ran)
+    return worker.ran
+
+
 def run(options: HpoOptions) -> int:
     """Run or continue a search; returns 0, or raises :class:`HpoError`."""
-    search = _Search(options)
-    search.run()
-    search.summarise()
+    from .interrupts import Interrupted
+
+    names = options.device_names
+    count = options.workers or len(names)
+    if count < len(names):
+        raise ConfigError(f"hpo: {count} worker(s) leave devices of {options.device!r} unused")
+    try:
+        if count == 1:
+            _work(dataclasses.replace(options, device=names[0]), summarised=True)
+        else:
+            from .workers import run_workers
+
+            run_workers(options, names, count)
+    except Interrupted as stop:
+        stop.args = (f"{stop}; the same command goes on",)
+        raise
     return 0
 
 

@@ -7,7 +7,7 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -17,6 +17,42 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(message)
         self.status = 128 + signum
         """Exit status by which a shell knows the signal."""
+
+
+class RaisedInterrupt:
+    """In its ``with`` block SIGINT and SIGTERM raise :class:`Interrupted` with ``message``.
+
+    By default SIGTERM ends a process before it can say what it leaves. Signals are delivered to the
+    main thread alone; in another one the block changes nothing.
+
+    >>> try:
+    ...     with RaisedInterrupt("nothing was at hand"):
+    ...         signal.raise_signal(signal.SIGTERM)
+    ... except Interrupted as stop:
+    ...     print(stop, stop.status)
+    nothing was at hand 143
+    """
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._before: dict[signal.Signals, object] = {}
+
+    def _raise(self, signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum, self._message)
+
+    def __enter__(self) -> RaisedInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {kind: signal.signal(kind, self._raise) for kind in SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
 
 
 class DeferredInterrupt:
@@ -50,7 +86,7 @@ class DeferredInterrupt:
 
     def __enter__(self) -> DeferredInterrupt:
         if threading.current_thread() is threading.main_thread():
-            self._before = {kind: signal.signal(kind, self._note) for kind in _SIGNALS}
+            self._before = {kind: signal.signal(kind, self._note) for kind in SIGNALS}
         return self
 
     def __exit__(

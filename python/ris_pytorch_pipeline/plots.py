@@ -2,8 +2,8 @@
 """Figures of a training run (:func:`run_figure`) and of a search (:func:`study_figure`).
 
 Both are drawn from what a run and a search leave in their folders, ``metrics.jsonl`` and
-``study.db``, which are only read. Matplotlib is imported when a figure is made, and without
-``pyplot``: no window, no global state.
+``study.db`` or ``study.journal``, which are only read. Matplotlib is imported when a figure is
+made, and without ``pyplot``: no window, no global state.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .configs import ConfigError
 
 if TYPE_CHECKING:
+    import optuna
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import Locator
@@ -172,30 +173,43 @@ def run_figure(folder: str | Path) -> Figure:
     return figure
 
 
-def read_studies(folder: Path) -> dict[str, list[FrozenTrial]]:
-    """Trials of every study in the ``study.db`` of a search's results folder, by study name.
+def _open_to_read(path: Path) -> optuna.storages.BaseStorage:
+    """A storage that is only read, so that looking at a search cannot disturb it."""
+    import optuna
 
-    The database is opened read-only, so that looking at a search cannot disturb it.
+    if path.suffix == ".journal":
+        from optuna.storages.journal import JournalFileBackend
+
+        return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+    # A connection of our own: SQLAlchemy's versions differ in how they unquote a URL's path.
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    connect = partial(sqlite3.connect, uri, uri=True, check_same_thread=False)
+    return optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
+
+
+def study_file(folder: Path) -> Path:
+    """Where a search with this results folder keeps its studies: a database or a journal."""
+    journal = folder / "study.journal"
+    return journal if journal.is_file() else folder / "study.db"
+
+
+def read_studies(folder: Path) -> dict[str, list[FrozenTrial]]:
+    """Trials of every study in the :func:`study_file` of a search, by study name.
 
     Raises:
         ConfigError: the database is missing, empty or not one of Optuna's.
     """
     import optuna
 
-    path = folder / "study.db"
+    path = study_file(folder)
     if not path.is_file():
         raise ConfigError(
             f"{path}: no such file; expected the results folder of a search (a search with "
             "--storage keeps its study there)"
         )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    # A connection of our own: SQLAlchemy's versions differ in how they unquote a URL's path.
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    connect = partial(sqlite3.connect, uri, uri=True, check_same_thread=False)
     try:
-        storage = optuna.storages.RDBStorage(
-            "sqlite:///study.db", engine_kwargs={"creator": connect}
-        )
+        storage = _open_to_read(path)
         names = optuna.get_all_study_names(storage)
         return {
             name: optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
@@ -257,7 +271,7 @@ def study_figure(folder: str | Path) -> Figure:
     """Objective of every trial and the best so far, one panel per study of a search.
 
     Args:
-        folder: results folder of the search, with its ``study.db``.
+        folder: results folder of the search, with its ``study.db`` or ``study.journal``.
 
     Raises:
         ConfigError: the database is missing or damaged, holds no trial with a value, or Matplotlib
@@ -270,7 +284,7 @@ def study_figure(folder: str | Path) -> Figure:
         if any(trial.state.name == "COMPLETE" for trial in trials)
     }
     if not studies:
-        raise ConfigError(f"{folder / 'study.db'}: no completed trial to draw")
+        raise ConfigError(f"{study_file(folder)}: no completed trial to draw")
     figure = new_figure(len(studies))
     panels = figure.subplots(len(studies), 1, squeeze=False)[:, 0]
     figure.suptitle(f"Search {folder}", fontsize=11, parse_math=False)

@@ -1,38 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An Optuna study that several runs, one after another or at once, work on.
+"""An Optuna study that several workers, one after another or at once, work on.
 
-A trial's folder is locked by the process that runs it. A trial that is marked as running although
-nobody holds its lock was interrupted; :meth:`SharedStudy.recover` marks it failed and puts its
-parameters back in the queue. Trials of workers on other machines, which have no folder here, are
-left alone.
+:mod:`.slots` says which trials count, so that any number of workers finish exactly as many as were
+asked for; :mod:`.leases` says whose worker is dead. Nothing but the storage must be shared. Workers
+with one results folder also lock it while they take a trial, which spares them attempts that are
+made in vain.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .configs import ConfigError
+from .leases import Heart
 from .locking import FolderLock
+from .slots import (
+    ERROR,
+    QUEUED,
+    SLOT,
+    counting,
+    first_attempt,
+    next_attempt,
+    tried_again,
+)
+from .storage import Storage, StorageError, reason
 
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial, Trial, TrialState
 
-MAX_INTERRUPTIONS = 3
-"""Parameters whose trials were interrupted this often are given up."""
-SETTINGS, INTERRUPTIONS, QUEUED = "settings", "interruptions", "queued"
+Result = TypeVar("Result")
+SETTINGS = "settings"
 
 
-def _sqlite(path: Path) -> optuna.storages.RDBStorage:
-    """Storage in the SQLite file ``path``, whatever its name: a URL would end at a ``?`` in it."""
-    import optuna
-
-    connect = partial(sqlite3.connect, path.absolute(), check_same_thread=False)
-    return optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
+class TakenOverError(Exception):
+    """The trial at hand was given to another worker, because this one seemed to be dead."""
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[str]:
@@ -43,20 +51,22 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
 
 
 class SharedStudy:
-    """A study with its folder of trials.
+    """A study with its folder of trials; use it in a ``with`` statement.
 
     Args:
         name: of the study.
         folder: where its trials' folders lie.
-        storage: Optuna storage URL, or the path of a SQLite file.
-        shared_storage: whether workers without access to ``folder`` may use the storage.
+        storage: where the study is kept.
         settings: what all trials have in common; a study made with others is refused, because its
             values could not be compared.
         first: parameters of the first trial of a new study.
         seed: of the sampler.
+        grace: seconds after which a trial whose worker is silent is given to another one, and for
+            which a storage that is away is waited for.
 
     Raises:
-        ConfigError: the storage cannot be opened, or the study was made with other settings.
+        ConfigError: the storage cannot be opened, serves one worker and has one, or the study was
+            made with other settings.
     """
 
     def __init__(
@@ -64,39 +74,58 @@ class SharedStudy:
         name: str,
         folder: Path,
         *,
-        storage: str | Path,
-        shared_storage: bool,
+        storage: Storage,
         settings: dict[str, Any],
         first: dict[str, Any],
         seed: int,
+        grace: float = 60.0,
     ) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.name, self.folder, self._shared_storage = name, folder, shared_storage
-        self._seed = seed
+        self.name, self.folder, self.storage = name, folder, storage
+        self._first, self._seed, self._grace = first, seed, grace
         self._states = optuna.trial.TrialState
-        folder.mkdir(parents=True, exist_ok=True)
-        with FolderLock(folder):
+        self._alone = storage.lock()
+        try:
+            self._storage = storage.open()
             try:
                 self.study: optuna.Study = optuna.create_study(
                     study_name=name,
-                    storage=storage if isinstance(storage, str) else _sqlite(storage),
+                    storage=self._storage,
                     direction="minimize",
                     pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
                     load_if_exists=True,
                 )
-                trials = self.study.get_trials(deepcopy=False)
+                # What failed for a reason of its own before this worker came is tried again, once.
+                self._failed_before = {t.number for t in self._trials(self._states.FAIL)}
             except Exception as error:
-                # Every database driver has exceptions of its own; all mean the same to the user.
-                reason = str(error).strip().split("\n")[0]
                 raise ConfigError(
-                    f"study {name!r}: its storage cannot be opened "
-                    f"({type(error).__name__}: {reason})"
+                    f"study {name!r} in {storage}: cannot be opened ({reason(error)})"
                 ) from error
             self._check_settings(settings)
-            if not trials:
-                self._enqueue(first, 0)
+            folder.mkdir(parents=True, exist_ok=True)
+        except BaseException:
+            self._release()
+            raise
+        self._heart = Heart(grace, self._running)
+
+    def __enter__(self) -> SharedStudy:
+        self._heart.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._heart.stop()
+        self._release()
+
+    def _release(self) -> None:
+        if self._alone is not None:
+            self._alone.release()
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         saved = self.study.user_attrs.get(SETTINGS)
@@ -116,64 +145,203 @@ class SharedStudy:
         return self.folder / f"trial_{number:04d}"
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=states)
+        return self.study.get_trials(deepcopy=False, states=states or None)
 
-    def finished(self) -> int:
-        """Number of completed and pruned trials."""
-        return len(self._trials(self._states.COMPLETE, self._states.PRUNED))
+    def steadily(self, work: Callable[[], Result]) -> Result:
+        """The result of ``work``, which uses the storage; waits for one that is away.
+
+        Raises:
+            StorageError: it stayed away for the grace period.
+        """
+        import optuna
+        from sqlalchemy.exc import SQLAlchemyError
+
+        started = time.monotonic()
+        while True:
+            try:
+                return work()
+            except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as error:
+                if time.monotonic() - started > self._grace:
+                    raise StorageError(
+                        f"study {self.name!r}: its storage cannot be used ({reason(error)}); the "
+                        "same command goes on from the last checkpoints"
+                    ) from error
+                self._heart.wait()
+
+    def finished(self) -> list[FrozenTrial]:
+        """Completed and pruned trials."""
+        return self.steadily(lambda: self._trials(self._states.COMPLETE, self._states.PRUNED))
 
     def completed(self) -> list[FrozenTrial]:
         """Trials that have a value."""
-        return self._trials(self._states.COMPLETE)
+        return self.steadily(lambda: self._trials(self._states.COMPLETE))
 
-    def _interrupted(self, number: int) -> bool:
-        folder = self.trial_folder(number)
-        if folder.is_dir():
-            return not FolderLock.is_held(folder)
-        return not self._shared_storage
+    def trials(self) -> list[FrozenTrial]:
+        """All trials."""
+        return self.steadily(self._trials)
+
+    def _running(self) -> list[FrozenTrial]:
+        return [t for t in self._trials(self._states.RUNNING) if SLOT in t.user_attrs]
+
+    def running(self) -> int:
+        """Number of trials that are being run."""
+        return len(self.steadily(self._running))
+
+    def let_go(self) -> None:
+        """The trial at hand is over, or lost."""
+        self._heart.let_go()
+
+    def wait(self) -> None:
+        """Sleep until it is worth looking again."""
+        self._heart.wait()
 
     def recover(self) -> dict[int, bool]:
-        """Fail every interrupted trial; returns their numbers and whether each was requeued."""
-        with FolderLock(self.folder):
-            stale = [t for t in self._trials(self._states.RUNNING) if self._interrupted(t.number)]
-            return {t.number: self._requeue(t.number, t.params, t.user_attrs) for t in stale}
+        """Fail the trials of dead workers, so that they are tried again.
+
+        Returns their numbers and whether their parameters are tried again.
+        """
+        if self._alone is not None:  # there is no other worker
+            dead = self.steadily(self._running)
+        else:
+            dead = self.steadily(self._heart.dead)
+        return {trial.number: again for trial in dead for again in self._fail(trial)}
 
     def interrupt(self, trial: Trial) -> bool:
-        """Fail a trial that is being interrupted; returns whether it was requeued."""
-        return self._requeue(trial.number, trial.params, trial.user_attrs)
+        """Fail a trial that is being interrupted; whether its parameters are tried again."""
+        self._heart.let_go()
+        frozen = self.steadily(lambda: self._storage.get_trial(trial._trial_id))
+        return any(self._fail(frozen))
 
-    def _requeue(self, number: int, params: dict[str, Any], attrs: dict[str, Any]) -> bool:
-        """Fail a trial and put its parameters, if it has any, back in the queue.
+    def _fail(self, trial: FrozenTrial) -> list[bool]:
+        """Fail a trial; empty if it was over already, else whether it is tried again."""
+        if not self.steadily(lambda: self._set_state(trial, self._states.FAIL)):
+            return []
+        return [tried_again(trial)]
 
-        They are those drawn so far and, for a trial out of the queue, those it was queued with.
-        """
-        self.study.tell(number, state=self._states.FAIL)
-        params = attrs.get(QUEUED, {}) | params
-        count = int(attrs.get(INTERRUPTIONS, 0)) + 1
-        queued = bool(params) and count < MAX_INTERRUPTIONS
-        if queued:
-            self._enqueue(params, count)
-        return queued
+    def _set_state(self, trial: FrozenTrial, state: TrialState) -> bool:
+        """Whether this worker, and no other one, brought the trial into ``state``."""
+        import optuna
 
-    def _enqueue(self, params: dict[str, Any], interruptions: int) -> None:
-        attrs = {INTERRUPTIONS: interruptions, QUEUED: params}
-        self.study.enqueue_trial(params, user_attrs=attrs)
+        try:
+            return bool(self._storage.set_trial_state_values(trial._trial_id, state=state))
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return False
 
     def ask(self, total: int) -> tuple[Trial, FolderLock] | None:
         """The next trial and the held lock of its new folder, or None.
 
-        None means that ``total`` trials are finished or being run.
+        None means that ``total`` trials are finished, being run, or failed in this run.
         """
+        while True:
+            with FolderLock(self.folder):
+                trials = self.trials()
+                finished = [
+                    t for t in trials if t.state in (self._states.COMPLETE, self._states.PRUNED)
+                ]
+                if len(finished) >= total:
+                    return None
+                counted = counting(trials)
+                self._drop_duplicates(trials, counted)
+                foreign = sum(SLOT not in trial.user_attrs for trial in finished)
+                wanted = range(total - foreign)
+                waiting = self._first_in(counted, wanted, self._states.WAITING)
+                if waiting is None:
+                    if not self._open_slot(counted, wanted):
+                        return None
+                    continue
+                claimed = self.steadily(partial(self._claim, waiting))
+                if claimed is not None:
+                    return claimed
+            self._heart.wait()
+
+    def _drop_duplicates(self, trials: list[FrozenTrial], counted: dict[int, FrozenTrial]) -> None:
+        """Fail the waiting trials that do not count, and so are never run."""
+        numbers = {trial.number for trial in counted.values()}
+        for trial in trials:
+            waits = trial.state == self._states.WAITING and SLOT in trial.user_attrs
+            if waits and trial.number not in numbers:
+                self._fail(trial)
+
+    @staticmethod
+    def _first_in(
+        counted: dict[int, FrozenTrial], wanted: range, state: TrialState
+    ) -> FrozenTrial | None:
+        return next(
+            (counted[s] for s in wanted if s in counted and counted[s].state == state), None
+        )
+
+    def _open_slot(self, counted: dict[int, FrozenTrial], wanted: range) -> bool:
+        """Queue an attempt at the first slot that needs one; whether there was one.
+
+        Interrupted trials come before new ones.
+        """
+        for slot in wanted:
+            held = counted.get(slot)
+            if held is None or held.state != self._states.FAIL:
+                continue
+            if ERROR not in held.user_attrs or held.number in self._failed_before:
+                self._queue(next_attempt(held))
+                return True
+        for slot in wanted:
+            if slot not in counted:
+                self._queue(first_attempt(slot, {} if slot else self._first))
+                return True
+        return False
+
+    def _queue(self, attrs: dict[str, Any]) -> None:
+        self.steadily(lambda: self.study.enqueue_trial(attrs[QUEUED], user_attrs=attrs))
+
+    def _claim(self, waiting: FrozenTrial) -> tuple[Trial, FolderLock] | None:
+        """Take a waiting trial, unless another worker is faster."""
         import numpy as np
         import optuna
 
-        states = self._states
-        with FolderLock(self.folder):
-            # One snapshot: a trial that ends between two queries would be in neither.
-            if len(self._trials(states.COMPLETE, states.PRUNED, states.RUNNING)) >= total:
+        folder = self.trial_folder(waiting.number)
+        lock = FolderLock(folder)
+        if not lock.try_acquire():
+            return None
+        try:
+            if not self._set_state(waiting, self._states.RUNNING):
+                lock.release()
                 return None
-            trial = self.study.ask()
             # Draws depend on the seed and the trial, not on which run or worker makes them.
-            words = np.random.SeedSequence([self._seed, trial.number]).generate_state(1)
+            words = np.random.SeedSequence([self._seed, waiting.number]).generate_state(1)
             self.study.sampler = optuna.samplers.TPESampler(seed=int(words[0]), constant_liar=True)
-            return trial, FolderLock(self.trial_folder(trial.number)).acquire()
+            trial = optuna.trial.Trial(self.study, waiting._trial_id)
+            self.steadily(lambda: self._heart.hold(trial, folder))
+        except optuna.exceptions.UpdateFinishedTrialError:
+            # So slow that others took its worker for dead.
+            self._heart.let_go()
+            lock.release()
+            return None
+        except BaseException:
+            lock.release()
+            raise
+        return trial, lock
+
+    def tell(
+        self, trial: Trial, state: TrialState, value: float | None, attrs: dict[str, Any]
+    ) -> None:
+        """Finish a trial, with attributes that say how it went.
+
+        Raises:
+            TakenOverError: it is not this worker's any more.
+        """
+        import optuna
+
+        self._heart.let_go()
+
+        def tell() -> None:
+            try:
+                for name, attr in attrs.items():
+                    trial.set_user_attr(name, attr)
+                self.study.tell(trial, value, state=state)
+            except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+                found = self._storage.get_trial(trial._trial_id).state
+                if not found.is_finished():
+                    raise
+                # The same state means that an earlier try had come through after all.
+                if found != state or state == self._states.FAIL:
+                    raise TakenOverError from None
+
+        self.steadily(tell)

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How local workers of a search share devices and threads."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from ris_pytorch_pipeline.cli import _parse
+from ris_pytorch_pipeline.configs import ConfigError
+from ris_pytorch_pipeline.hpo import HpoOptions
+from ris_pytorch_pipeline.workers import spread_devices, threads_per_worker
+
+
+def test_workers_are_spread_over_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert spread_devices(["cpu"], 3) == ["cpu"] * 3
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert spread_devices(["auto"], 2) == ["cpu"] * 2
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert spread_devices(["auto"], 3) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert spread_devices(["cuda:1", "cpu"], 3) == ["cuda:1", "cpu", "cuda:1"]
+    with pytest.raises(ConfigError, match="--devices: 'cuda:2' is not there"):
+        spread_devices(["cuda:0", "cuda:2"], 2)
+    with pytest.raises(ConfigError, match="--devices"):
+        spread_devices(["cuda:0", ""], 2)
+    assert HpoOptions(device="cuda:0, cuda:1").device_names == ["cuda:0", "cuda:1"]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    assert [threads_per_worker(count) for count in (1, 3, 16, 40)] == [16, 5, 1, 1]
+
+
+def test_both_spellings_of_the_devices() -> None:
+    for option in ("--device", "--devices"):
+        assert _parse(["hpo", option, "cuda:0,cuda:1"]).options.device == "cuda:0,cuda:1"
