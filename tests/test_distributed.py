@@ -129,14 +129,14 @@ class Watched:
         self.trainer.net.zero_grad(set_to_none=True)
         return StepReport(False, 0.0, {})
 
-    def difference(self, other: Watched) -> dict[str, float]:
-        """Of every gradient, relative to its largest entry."""
-        found = {}
+    def difference(self, other: Watched) -> float:
+        """The largest over all weights, relative to the largest entry of the weight's gradient."""
+        worst = 0.0
         for name, gradient in self.gradients.items():
             difference = (other.gradients[name] - gradient).abs()
             difference[without_influence(name, self.trainer.net.model.width)] = 0
-            found[name] = float(difference.max() / gradient.abs().max().clamp_min(1e-6))
-        return found
+            worst = max(worst, float(difference.max() / gradient.abs().max().clamp_min(1e-6)))
+        return worst
 
 
 def compared_fit(config: ExperimentConfig, rank: int, folder: Path) -> None:
@@ -164,9 +164,7 @@ def compared_fit(config: ExperimentConfig, rank: int, folder: Path) -> None:
         trainer.guard, trainer.processes = several, processes
         result = real(trainer, batches)
         trainer.guard = guard
-        pairs = [one.difference(other) for other in (several, turned)]
-        worst.append([max(pair.values()) for pair in pairs])
-        print("W", len(worst), [max((v, k) for k, v in pair.items()) for pair in pairs])
+        worst.append([one.difference(other) for other in (several, turned)])
         return result
 
     if rank == 0:
@@ -183,13 +181,13 @@ def test_gradients_are_those_of_one_process(tmp_path, size):
         config = dataclasses.replace(config, system=SystemConfig(), model=ModelConfig())
     with Team(size, lambda rank: compared_fit(config, rank, tmp_path / "run"), tmp_path) as team:
         assert team.wait() == [0] * size, team.error(0)
-    print(team.printed(0))
-    steps, worst, rounding = map(float, team.printed(0).splitlines()[-1].split())
+    steps, worst, rounding = map(float, team.printed(0).split())
     print(
         f"{steps:.0f} steps in {size} processes: gradients to {worst:.1e} of their largest entry,"
     )
     print(f"by the order of scenes in one process {rounding:.1e}")
-    assert steps == (50 if FULL else 10) and worst < TOLERANCE
+    # Where a ReLU sits at its kink, rounding turns a pixel of a bias's gradient on or off.
+    assert steps == (50 if FULL else 10) and worst < max(TOLERANCE, 4 * rounding)
 
 
 @pytest.mark.parametrize("kind", ["simulated", "shards"])
