@@ -17,7 +17,7 @@ from .estimators import Setting, checked_count, finite_scenes, keep_first, regis
 from .localize import Positions, estimate_positions
 from .model import Prediction, infer
 from .position_report import predicted_count
-from .pursuit import strongest_first
+from .pursuit import reconsider, strongest_first
 from .refine import Refinement, refine_positions
 from .simulate import Scenes
 
@@ -88,8 +88,11 @@ class Learned:
             )
             blend = inference.r_blend
         peaks = self._refine(scenes, estimate_positions(blend, num_sources, self.setting.system))
-        chosen = _better(slots, peaks)
+        chosen = self._complete(scenes, _better(slots, peaks))
         return keep_first(strongest_first(chosen), num_sources * usable)
+
+    def _complete(self, scenes: Scenes, positions: Positions) -> Positions:
+        return positions
 
     def _refine(self, scenes: Scenes, points: Positions) -> Refinement:
         setting = self.setting
@@ -108,6 +111,21 @@ class Learned:
         ratio = signal.clamp_min(1e-30) / noise.clamp_min(1e-30)
         decibel = (10 * ratio.log10()).clamp(simulation.snr_db_min, simulation.snr_db_max)
         return decibel.to(scenes.snr_db.dtype)
+
+
+@register("learned_search")
+class LearnedSearch(Learned):
+    """The learned estimator, and one round in which every source is searched again on y.
+
+    The round is that of the pursuit (:func:`~.pursuit.reconsider`): what it gains over ``learned``
+    is not the network's.
+    """
+
+    name = "learned_search"
+
+    def _complete(self, scenes: Scenes, positions: Positions) -> Positions:
+        setting = self.setting
+        return reconsider(scenes, positions, setting.system, symbols=setting.symbols).positions
 
 
 def _leading(existence: Tensor, count: Tensor) -> Tensor:

@@ -281,15 +281,53 @@ def pursue(
             _search(block, wanted, places[part], mask[part])
             if config.sweeps:
                 _reconsider(block, places[part], mask[part])
-        phi, theta, inverse_range = places.unbind(-1)
-        found = refine_positions(
-            scenes,
-            (phi, theta, 1 / inverse_range, mask),
-            system,
-            steps=config.final_steps,
-            symbols=symbols,
+        return _finish(scenes, places, mask, system, config, symbols)
+
+
+def reconsider(
+    scenes: Scenes,
+    positions: Positions,
+    system: SystemConfig,
+    config: PursuitConfig | None = None,
+    *,
+    symbols: Symbols = "independent",
+) -> Refinement:
+    """Positions after ``config.sweeps`` rounds in which every source is searched again.
+
+    As in :func:`pursue`, from positions of any origin, [B, K]; the residual never rises. Scenes
+    that are not finite come back without sources.
+    """
+    require_channel(scenes)
+    config = config or PursuitConfig()
+    with torch.inference_mode(False), torch.no_grad():
+        found = strongest_first(positions)
+        grid = SearchGrid.for_system(
+            system, oversampling=config.oversampling, device=scenes.y.device
         )
-        return Refinement(strongest_first(found.positions), found.residual)
+        places = torch.stack([found.phi, found.theta, found.r.reciprocal()], -1).double()
+        usable = [torch.isfinite(v).flatten(1).all(1) for v in (scenes.y, scenes.h, scenes.codes)]
+        mask = found.valid & torch.stack(usable).all(0)[:, None]
+        places = torch.where(mask[..., None], places, field_of_view(system, places.device)[0])
+        for part in scene_blocks(scenes, config.starts * (4 * places.shape[1] + 1)):
+            measurements = Measurements.of(scenes[part], system, symbols)
+            block = _Block(scenes[part], measurements, grid, config, symbols)
+            _reconsider(block, places[part], mask[part])
+        return _finish(scenes, places, mask, system, config, symbols)
+
+
+def _finish(
+    scenes: Scenes,
+    places: Tensor,
+    mask: Tensor,
+    system: SystemConfig,
+    config: PursuitConfig,
+    symbols: Symbols,
+) -> Refinement:
+    """The last refinement of ``places`` [B, K, 3], strongest first."""
+    phi, theta, inverse_range = places.unbind(-1)
+    points = (phi, theta, 1 / inverse_range, mask)
+    found = refine_positions(scenes, points, system, steps=config.final_steps, symbols=symbols)
+    return Refinement(strongest_first(found.positions), found.residual)
 
 
 def strongest_first(positions: Positions) -> Positions:
