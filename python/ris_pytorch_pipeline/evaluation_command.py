@@ -136,7 +136,9 @@ class Evaluate:
 
         setting = Setting(suite.system, checkpoint=checkpoint)
         names = self.estimators or tuple(
-            name for name in estimator_names() if checkpoint is not None or name != "learned"
+            name
+            for name in estimator_names()
+            if checkpoint is not None or not name.startswith("learned")
         )
         return [
             _own_estimator(name, setting) if ":" in name else make_estimator(name, setting)
