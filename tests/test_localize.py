@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The MVDR spectrum, its peak search and refinement."""
+"""The search for sources, and localization with a checkpoint."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-import math
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from localize_inputs import SMALL, factors_of, scenes_of
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ris_pytorch_pipeline.checkpoint import load_checkpoint, save_checkpoint
 from ris_pytorch_pipeline.configs import (
@@ -23,206 +24,59 @@ from ris_pytorch_pipeline.configs import (
     SystemConfig,
 )
 from ris_pytorch_pipeline.geometry import steering, to_cartesian
-from ris_pytorch_pipeline.localize import (
-    SearchConfig,
-    estimate_positions,
-    grid_peaks,
-    refine_peaks,
-    select_peaks,
-)
+from ris_pytorch_pipeline.localize import Positions, SearchConfig, estimate_positions
 from ris_pytorch_pipeline.metrics import match_positions
 from ris_pytorch_pipeline.model import LocalizationNet, infer
 from ris_pytorch_pipeline.position_report import (
     as_json,
+    localize_scenes,
     localize_shards,
+    noise_threshold,
     predicted_count,
     table_rows,
 )
+from ris_pytorch_pipeline.search_grid import SearchGrid
 from ris_pytorch_pipeline.shards import ShardDataset, write_shards
-from ris_pytorch_pipeline.simulate import Scenes, Simulator, true_covariance, true_steering
-from ris_pytorch_pipeline.spectrum import (
-    SearchGrid,
-    grid_log_residual,
-    grid_log_spectrum,
-    loaded_cholesky,
-    log_spectrum,
+from ris_pytorch_pipeline.simulate import (
+    Scenes,
+    true_covariance,
 )
 
-SMALL = SystemConfig(n_h=4, n_v=3, antennas=4, snapshots=4, max_sources=2)
 
-
-def random_covariance(generator: torch.Generator, batch: int, elements: int) -> Tensor:
-    factor = torch.randn(batch, elements, elements + 2, dtype=torch.complex128, generator=generator)
-    return factor @ factor.mH
-
-
-def scenes_of(system: SystemConfig, seed: int, count: int, **simulation: float) -> Scenes:
-    config = SimulationConfig(**simulation)  # type: ignore[arg-type]
-    return Simulator(system, config, seed=seed, split="test").batch(count)
-
-
-# The spectrum
-
-
-def test_spectrum_is_the_inverse_quadratic_form(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    covariance = random_covariance(generator, 3, SMALL.elements)
-    loading = 0.05
-    grid = SearchGrid.for_system(SMALL)
-    level = grid_log_spectrum(loaded_cholesky(covariance, loading), grid, SMALL)
-
-    trace = covariance.diagonal(dim1=1, dim2=2).real.sum(1)
-    identity = torch.eye(SMALL.elements, dtype=torch.complex128)
-    loaded = covariance * (SMALL.elements / trace)[:, None, None] + loading * identity
-    phi, theta, inverse_range = torch.meshgrid(
-        grid.phi, grid.theta, grid.inverse_range, indexing="ij"
-    )
-    vectors = steering(SMALL, phi, theta, 1 / inverse_range, dtype=torch.complex128)
-    form = torch.einsum("ijkn,bnm,ijkm->bijk", vectors.conj(), torch.linalg.inv(loaded), vectors)
-    torch.testing.assert_close(level, -torch.log(form.real), rtol=1e-10, atol=1e-10)
-
-
-def test_spectrum_does_not_depend_on_chunks_or_scale(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    covariance = random_covariance(generator, 2, SMALL.elements)
-    grid = SearchGrid.for_system(SMALL)
-    factor = loaded_cholesky(covariance, 0.01)
-    whole = grid_log_spectrum(factor, grid, SMALL)
-    torch.testing.assert_close(grid_log_spectrum(factor, grid, SMALL, chunk_bytes=1), whole)
-    scaled = grid_log_spectrum(loaded_cholesky(1e9 * covariance, 0.01), grid, SMALL)
-    torch.testing.assert_close(scaled, whole)
-
-
-def test_residual_is_the_energy_outside_the_span(seed: int) -> None:
-    scenes = scenes_of(SMALL, seed, 3)
-    points = torch.stack([scenes.phi, scenes.theta, 1 / scenes.r], -1).double()
-    grid = SearchGrid.for_system(SMALL)
-    share = grid_log_residual(points, scenes.mask, grid, SMALL, floor=1e-4)
-    coordinates = torch.meshgrid(grid.phi, grid.theta, 1 / grid.inverse_range, indexing="ij")
-    vectors = steering(SMALL, *coordinates, dtype=torch.complex128)
-    for scene in range(3):
-        columns = true_steering(SMALL, scenes, dtype=torch.complex128)[scene][:, scenes.mask[scene]]
-        basis = torch.linalg.qr(columns).Q
-        outside = vectors - (vectors @ basis.conj()) @ basis.mT
-        expected = outside.abs().square().sum(-1).clamp_min(1e-4)
-        torch.testing.assert_close(share[scene].exp().double(), expected, rtol=1e-4, atol=2e-6)
-
-
-def test_cholesky_names_the_scenes_it_refuses() -> None:
-    covariance = torch.eye(4, dtype=torch.complex64).repeat(5, 1, 1)
-    covariance[1, 0, 0] = float("nan")
-    covariance[3, 2, 2] = -1.0
-    with pytest.raises(ValueError, match=r"scene\(s\) \[1, 3\]"):
-        loaded_cholesky(covariance)
-    for bad, message in (
-        (torch.ones(2, 3, 4, dtype=torch.complex64), "expected"),
-        (torch.ones(4, 4), "complex"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            loaded_cholesky(bad)
-    with pytest.raises(ValueError, match="loading"):
-        loaded_cholesky(covariance[:1], -1.0)
-
-
-def test_grid_spans_the_field_of_view_uniformly_in_inverse_range() -> None:
-    system = SystemConfig()
-    grid = SearchGrid.for_system(system, oversampling=3.0)
-    lower, upper = grid.bounds
-    assert lower.tolist() == pytest.approx([-system.phi_max, -system.theta_max, 1 / system.r_max])
-    assert upper.tolist() == pytest.approx([system.phi_max, system.theta_max, 1 / system.r_min])
-    for axis, step in zip((grid.phi, grid.theta, grid.inverse_range), grid.steps, strict=True):
-        torch.testing.assert_close(axis.diff(), step.expand(len(axis) - 1))
-    finer = SearchGrid.for_system(dataclasses.replace(system, n_h=24), oversampling=3.0)
-    assert finer.steps[0] < 0.6 * grid.steps[0]
-    flat = torch.tensor([0, math.prod(grid.shape) - 1])
-    torch.testing.assert_close(grid.points(flat), torch.stack([lower, upper]))
-
-
-# Peaks
-
-
-def test_grid_peaks_are_the_axis_maxima(seed: int) -> None:
-    grid = SearchGrid.for_system(SMALL)
-    generator = torch.Generator().manual_seed(seed)
-    level = torch.randn(2, *grid.shape, generator=generator)
-    expected: list[list[float]] = []
-    for volume in level.numpy():
-        found = []
-        for place in itertools.product(*map(range, volume.shape)):
-            around = [
-                tuple(p + d * (i == axis) for i, p in enumerate(place))
-                for axis in range(3)
-                for d in (-1, 1)
-            ]
-            inside = [
-                q for q in around if all(0 <= i < n for i, n in zip(q, volume.shape, strict=True))
-            ]
-            if all(volume[place] >= volume[q] for q in inside):
-                found.append(float(volume[place]))
-        expected.append(sorted(found, reverse=True))
-    count = max(map(len, expected)) + 5
-    points, valid = grid_peaks(level, grid, count)
-    for scene in range(2):
-        index = (
-            ((points[scene][valid[scene]] - grid.bounds[0]) / grid.steps).round().long().unbind(-1)
-        )
-        assert level[scene][index].tolist() == expected[scene]
-    points, valid = grid_peaks(level, grid, 3)
-    assert points.shape == (2, 3, 3) and bool(valid.all())
-
-
-def test_refinement_reaches_a_stationary_point_inside_the_bounds(seed: int) -> None:
-    system = SystemConfig()
-    scenes = scenes_of(system, seed, 3)
-    factor = loaded_cholesky(true_covariance(system, scenes), 1e-2)
-    grid = SearchGrid.for_system(system)
-    lower, upper = grid.bounds
-    generator = torch.Generator().manual_seed(seed)
-    start = lower + (upper - lower) * torch.rand(3, 12, 3, dtype=torch.float64, generator=generator)
-    start[:, 0], start[:, 1] = lower, upper
-    reached, level = refine_peaks(factor, start, grid, system, steps=60)
-    assert bool((level >= log_spectrum(factor, start, system)).all())
-    assert bool(((reached >= lower - 1e-12) & (reached <= upper + 1e-12)).all())
-    points = reached.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(log_spectrum(factor, points, system).sum(), points)
-    slope = gradient * grid.steps
-    held = ((reached <= lower + 1e-9) & (slope < 0)) | ((reached >= upper - 1e-9) & (slope > 0))
-    settled = slope.masked_fill(held, 0.0).abs().amax(-1) < 1e-5
-    assert settled.double().mean() > 0.9
-
-
-def test_selection_keeps_the_highest_and_suppresses_neighbours() -> None:
-    phi = torch.tensor([[0.0, 0.001, 0.5, -0.5]], dtype=torch.float64)
-    points = torch.stack([phi, torch.zeros_like(phi), torch.full_like(phi, 0.5)], -1)
-    level = torch.tensor([[3.0, 4.0, 1.0, 2.0]], dtype=torch.float64)
-    found = select_peaks(points, level, torch.tensor([3]), 4, 0.25)
-    assert found.valid.tolist() == [[True, True, True, False]]
-    assert found.phi[0, :3].tolist() == [0.001, -0.5, 0.5]
-    alone = level.clone()
-    alone[0, 2:] = -math.inf
-    found = select_peaks(points, alone, torch.tensor([3]), 4, 0.25)
-    assert found.valid.tolist() == [[True, False, False, False]]
-    both = select_peaks(points, alone, torch.tensor([2]), 4, 0.0)
-    assert both.phi[0, :2].tolist() == [0.001, 0.0]
-
-
-def test_all_sources_of_noise_free_scenes_are_found(seed: int) -> None:
-    system = SystemConfig()
-    scenes = scenes_of(system, seed, 8, min_separation=1.5)
-    found = estimate_positions(
-        true_covariance(system, scenes, dtype=torch.complex128),
-        scenes.num_sources,
-        system,
-        SearchConfig(loading=1e-4),
-    )
-    assert found.valid.sum(1).tolist() == scenes.num_sources.tolist()
+def errors_of(
+    system: SystemConfig, scenes: Scenes, found: Positions
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances of the sources from their estimates and their ranges, missed ones infinite."""
+    errors, ranges = [], []
     for scene in range(len(scenes)):
-        truth = to_cartesian(scenes.phi[scene], scenes.theta[scene], scenes.r[scene]).double()
-        truth = truth[scenes.mask[scene]]
+        mask = scenes.mask[scene]
+        truth = to_cartesian(scenes.phi[scene], scenes.theta[scene], scenes.r[scene]).double()[mask]
         match = match_positions(found.cartesian[scene][found.valid[scene]], truth)
-        assert match.missed == match.extra == 0
-        allowed = np.maximum(0.01, 0.01 * truth.norm(dim=-1).numpy()[match.truth])
-        assert (match.error <= allowed).all(), (match.error, allowed)
+        own = np.full(len(truth), np.inf)
+        own[match.truth] = match.error
+        errors.append(own)
+        ranges.append(truth.norm(dim=-1).numpy())
+    return np.concatenate(errors), np.concatenate(ranges)
+
+
+@pytest.mark.lasts(12)
+@pytest.mark.parametrize("form", ["dense", "factored"])
+def test_all_sources_of_noise_free_scenes_are_found(seed: int, form: str) -> None:
+    """K <= 3 sources at least 0.5 m apart: MUSIC finds all of them within 1 cm or 1 % of the range,
+    MVDR with the default loading 95 % within 10 cm or 3 %. RISKERNELS_SCENES sets how many."""
+    system = SystemConfig(max_sources=3)
+    scenes = scenes_of(system, seed, int(os.environ.get("RISKERNELS_SCENES", "16")))
+    factors = factors_of(system, scenes)
+    matrix = true_covariance(system, scenes, dtype=torch.complex128)
+    covariance = matrix if form == "dense" else factors
+    count = scenes.num_sources
+    found = estimate_positions(covariance, count, system, SearchConfig(spectrum="music"))
+    assert found.valid.sum(1).tolist() == count.tolist()
+    error, distance = errors_of(system, scenes, found)
+    assert (error <= np.maximum(0.01, 0.01 * distance)).all(), (error, distance)
+    found = estimate_positions(covariance, count, system)
+    error, distance = errors_of(system, scenes, found)
+    assert (error <= np.maximum(0.1, 0.03 * distance)).mean() >= 0.95, (error, distance)
 
 
 def test_number_of_sources_is_respected_and_checked(seed: int) -> None:
@@ -230,17 +84,89 @@ def test_number_of_sources_is_respected_and_checked(seed: int) -> None:
     covariance = true_covariance(SMALL, scenes)
     found = estimate_positions(covariance, torch.tensor([0, 1, 2]), SMALL)
     assert found.valid.sum(1).tolist() == [0, 1, 2]
+    nothing = estimate_positions(covariance, 0, SMALL)
+    assert not bool(nothing.valid.any()) and nothing.phi.shape == (3, 2)
     for count in (-1, 3):
         with pytest.raises(ValueError, match="max_sources = 2"):
             estimate_positions(covariance, count, SMALL)
-    with pytest.raises(ValueError, match=r"\[B, N, N\]"):
-        estimate_positions(covariance[0], 1, SMALL)
-    for options in ({"candidates": 0}, {"oversampling": 0.0}, {"loading": -1.0}):
+    for wrong in (covariance[0], covariance[:, :9, :9], (covariance[:, :9, :2], torch.zeros(3))):
+        with pytest.raises(ValueError, match=r"\[B, N, [Nr]\] with N = 12"):
+            estimate_positions(wrong, 1, SMALL)
+    for options in (
+        {"candidates": 0},
+        {"oversampling": 0.0},
+        {"loading": -1.0},
+        {"spectrum": "capon"},
+        {"false_alarm_rate": 0.0},
+    ):
         with pytest.raises(ConfigError):
             SearchConfig(**options)  # type: ignore[arg-type]
     with torch.inference_mode():
         again = estimate_positions(covariance * 1.0, torch.tensor([0, 1, 2]), SMALL)
     torch.testing.assert_close(again.level, found.level)
+
+
+def test_empty_batch() -> None:
+    for covariance in (
+        torch.zeros(0, 12, 12, dtype=torch.complex64),
+        (torch.zeros(0, 12, 3, dtype=torch.complex64), torch.zeros(0)),
+    ):
+        for name in ("mvdr", "music", "back-projection"):
+            search = SearchConfig(spectrum=name)  # type: ignore[arg-type]
+            found = estimate_positions(covariance, 1, SMALL, search)
+            assert found.cartesian.shape == (0, 2, 3) and found.valid.shape == (0, 2)
+
+
+def test_sources_keep_their_distance(seed: int) -> None:
+    """One source, two asked for: the second is another peak, not the flank of the first."""
+    system = SystemConfig(max_sources=2)
+    scenes = scenes_of(dataclasses.replace(system, max_sources=1), seed, 4)
+    x, rho = factors_of(dataclasses.replace(system, max_sources=1), scenes)
+    search = SearchConfig(separation=0.4)
+    found = estimate_positions((x, rho + 0.01), 2, system, search)
+    assert bool(found.valid.all())
+    gap = (found.cartesian[:, 0] - found.cartesian[:, 1]).norm(dim=-1)
+    assert bool((gap >= 0.4).all())
+    assert bool((found.level[:, 0] > found.level[:, 1]).all())
+
+
+def test_a_source_outside_the_field_of_view_is_held_at_the_border() -> None:
+    system = SystemConfig(max_sources=1)
+    outside = torch.tensor([system.phi_max + 0.05]), torch.tensor([0.0]), torch.tensor([3.0])
+    a = steering(system, *outside, dtype=torch.complex128)
+    found = estimate_positions((a.mT[None], torch.zeros(1)), 1, system)
+    assert float(found.phi[0, 0]) == pytest.approx(system.phi_max)
+
+
+def test_refinement_hook_gets_the_positions(seed: int) -> None:
+    covariance = true_covariance(SMALL, scenes_of(SMALL, seed, 2))
+    found = estimate_positions(covariance, 1, SMALL)
+
+    def shift(positions: Positions) -> Positions:
+        return dataclasses.replace(positions, r=positions.r + 1)
+
+    moved = estimate_positions(covariance, 1, SMALL, refine=shift)
+    torch.testing.assert_close(moved.r, found.r + 1)
+
+
+class _LargestTensor(TorchDispatchMode):
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor):
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
+        return result
+
+
+def test_memory_stays_bounded(seed: int) -> None:
+    """No allocation of a search of many scenes is above 200 MB."""
+    system = SystemConfig()
+    scenes = scenes_of(system, seed, 64)
+    with _LargestTensor() as seen:
+        estimate_positions(factors_of(system, scenes), 1, system, SearchConfig(candidates=8))
+    assert 1 << 20 < seen.largest < 200 << 20
 
 
 def test_predicted_count_has_a_floor() -> None:
@@ -273,8 +199,10 @@ def test_shards_are_localized_from_the_blended_covariance(trained: tuple[Path, P
 
     scenes = dataset.batch(indices)
     with torch.no_grad():
-        blend = infer(checkpoint.net, scenes).r_blend
-    direct = estimate_positions(blend, scenes.num_sources, SMALL, search)
+        inference = infer(checkpoint.net, scenes)
+    direct = estimate_positions(inference.factors, scenes.num_sources, SMALL, search)
+    matrix = estimate_positions(inference.r_blend, scenes.num_sources, SMALL, search)
+    torch.testing.assert_close(matrix.cartesian, direct.cartesian, atol=1e-3, rtol=1e-3)
     for row, scene in enumerate(every):
         keep = direct.valid[row]
         assert len(scene.estimate) == int(scenes.num_sources[row])
@@ -327,3 +255,18 @@ def test_localization_refuses_what_does_not_fit(trained: tuple[Path, Path], tmp_
                 checkpoint, ShardDataset(tmp_path / "other"), [0], search=SearchConfig()
             )
         )
+    wrong = scenes_of(other, 0, 2)
+    grid = SearchGrid.for_system(SMALL)
+    with pytest.raises(ConfigError, match=r"\(4, 5, 12\), but the checkpoint was made for"):
+        localize_scenes(checkpoint, wrong, SearchConfig(), 1, grid)
+
+
+@pytest.mark.lasts(10)
+def test_noise_through_the_network_raises_few_alarms(trained: tuple[Path, Path], seed: int) -> None:
+    checkpoint, dataset = load_checkpoint(trained[0]), ShardDataset(trained[1])
+    search = SearchConfig(false_alarm_rate=0.1, candidates=8)
+    threshold = noise_threshold(checkpoint, search, trials=200, seed=seed)
+    fresh = noise_threshold(checkpoint, search, trials=200, seed=seed + 1)
+    assert abs(threshold - fresh) < 1.0
+    found = list(localize_shards(checkpoint, dataset, [0, 3], search=search, detect=True))
+    assert all(len(scene.estimate) <= SMALL.max_sources for scene in found)

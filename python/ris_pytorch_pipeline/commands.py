@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -223,6 +223,10 @@ class Localize:
     """Number of sources of every scene; the network's own estimate when left out."""
     known_sources: bool = False
     """Take each scene's number of sources from the shards."""
+    false_alarm_rate: float | None = None
+    """Take as sources the peaks above the threshold that noise alone exceeds at this rate."""
+    spectrum: Literal["mvdr", "music", "back-projection"] = "mvdr"
+    """Which spectrum of the covariance is searched."""
     config_file: ConfigFile = None
     """Experiment configuration with the covariance section that the checkpoint must have."""
     allow_mismatch: bool = False
@@ -248,6 +252,9 @@ class Localize:
             raise ConfigError("localize: limit and batch_size must be at least 1")
         if self.known_sources and self.num_sources is not None:
             raise ConfigError("localize: give --num_sources or --known_sources, not both")
+        known = self.known_sources or self.num_sources is not None
+        if known and self.false_alarm_rate is not None:
+            raise ConfigError("localize: --false_alarm_rate is for an unknown number of sources")
         if self.allow_mismatch and self.config_file is None:
             raise ConfigError("localize: --allow_mismatch needs the --config to use")
         if self.json not in (None, "-") and not Path(self.json or "").absolute().parent.is_dir():
@@ -270,19 +277,24 @@ class Localize:
         if self.verify:
             dataset.verify()
         table = self.json != "-"
+        search = SearchConfig(
+            spectrum=self.spectrum,
+            loading=self.loading,
+            oversampling=self.oversampling,
+            candidates=self.candidates,
+            separation=self.separation,
+        )
+        if self.false_alarm_rate is not None:
+            search = replace(search, false_alarm_rate=self.false_alarm_rate)
         found: list[LocalizedScene] = []
         for scene in localize_shards(
             checkpoint,
             dataset,
             self.index or range(min(self.limit, len(dataset))),
-            search=SearchConfig(
-                loading=self.loading,
-                oversampling=self.oversampling,
-                candidates=self.candidates,
-                separation=self.separation,
-            ),
+            search=search,
             num_sources=self.num_sources,
             known_sources=self.known_sources,
+            detect=self.false_alarm_rate is not None,
             batch_size=self.batch_size,
             device=device,
         ):

@@ -1,58 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Source positions from a covariance: peaks of the MVDR spectrum, refined off the grid.
+"""Source positions from a covariance: the coarse-to-fine search of a spectrum, off the grid.
 
-Local maxima of the spectrum on a grid are candidates. Each climbs log P(phi, theta, 1/r) by Newton
-steps confined to the field of view; candidates that end at the same position are one, and the
-highest K are kept. A source on the flank of a stronger peak may have no maximum of its own on the
-grid, so the search is repeated with the span of those K steering vectors taken out, and the highest
-K of both searches are the answer. The network's part is the covariance and, where the number of
-sources is not known, K.
+One source at a time is searched. Local maxima of the spectrum on a coarse grid, uniform in azimuth,
+elevation and 1/r, are candidates; each moves to the best point of finer local grids and then climbs
+by Newton steps confined to the field of view, and the highest that keeps its distance from the
+sources found so far is the next source. Its steering vector is taken out of the spectrum before the
+next search, so that a source on the flank of a stronger one, with no maximum of its own on the
+grid, is found too. Then every source is refined with the others taken out, and at last on the
+spectrum itself, where that does not lead it into a neighbour's peak.
+
+With the number of sources unknown, sources are taken as long as their peak exceeds a threshold: the
+level that the highest peak of a scene without any source exceeds at the false-alarm rate; see
+:func:`.detection.detection_threshold`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from .configs import ConfigError, SystemConfig
-from .geometry import element_positions, to_cartesian
-from .spectrum import (
-    SearchGrid,
-    grid_log_residual,
-    grid_log_spectrum,
-    loaded_cholesky,
-    log_spectrum,
+from .configs import SystemConfig
+from .detection import detection_threshold
+from .geometry import to_cartesian
+from .peak_search import (
+    SCENES,
+    Found,
+    batch_of,
+    check_covariance,
+    distances,
+    make_spectrum,
+    places,
+    scenes_of,
+    strongest_peak,
 )
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """The peak search of the MVDR spectrum."""
-
-    loading: float = 1e-3
-    """Diagonal loading of the spectrum's own factorisation, relative to the mean eigenvalue."""
-    oversampling: float = 4.0
-    """Grid points per beamwidth of the surface in each angle; the range grid follows it."""
-    candidates: int = 32
-    """Grid maxima of a scene that are refined, the highest first."""
-    newton_steps: int = 40
-    """Most Newton steps of the refinement, a quarter of them before sidelobes are dropped."""
-    separation: float = 0.25
-    """Peaks closer than this many metres count as one source."""
-
-    def __post_init__(self) -> None:
-        for name in ("loading", "oversampling", "separation"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value < 0 or (name == "oversampling" and value == 0):
-                raise ConfigError(f"SearchConfig: {name} must be finite and positive, got {value}")
-        if self.candidates < 1:
-            raise ConfigError(f"SearchConfig: candidates must be at least 1, got {self.candidates}")
-        if self.newton_steps < 0:
-            raise ConfigError(f"SearchConfig: newton_steps must be >= 0, got {self.newton_steps}")
+from .peak_search import SearchConfig as SearchConfig
+from .peaks import log_level, refine_peaks, spectrum_derivatives
+from .search_grid import SearchGrid
+from .spectrum import Covariance, Spectrum, grid_log_spectrum
 
 
 @dataclass(frozen=True)
@@ -77,130 +65,99 @@ class Positions:
         return to_cartesian(self.phi, self.theta, self.r)
 
 
-def grid_peaks(level: Tensor, grid: SearchGrid, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` highest local maxima of ``level`` [B, n_phi, n_theta, n_r].
-
-    A point counts when none of its up to six neighbours along the axes is higher, the border of the
-    grid included. Diagonal neighbours are left out: azimuth, elevation and range of a near-field
-    peak are coupled, and a stronger peak's oblique ridge would hide a narrow peak beside it.
-    Returns points [B, P, 3] and which of them are maxima [B, P], with P = min(count, grid points).
-    """
-    volume = level[:, None]
-    highest = volume
-    for axis in range(3):
-        kernel = [3 if i == axis else 1 for i in range(3)]
-        padding = [k // 2 for k in kernel]
-        highest = highest.maximum(F.max_pool3d(volume, kernel, stride=1, padding=padding))
-    highest = highest[:, 0]
-    masked = level.masked_fill(level < highest, -math.inf).flatten(1)
-    best, flat = masked.topk(min(count, masked.shape[1]), dim=1)
-    return grid.points(flat), best > -math.inf
+def _log_level_at(spectrum: Spectrum, points: Tensor, system: SystemConfig) -> Tensor:
+    return log_level(spectrum, spectrum_derivatives(spectrum, points, system)[0])
 
 
-def _derivatives(
-    factor: Tensor, points: Tensor, system: SystemConfig, positions: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """log P [B, P] at ``points`` with its gradient [B, P, 3] and Hessian [B, P, 3, 3]."""
-    with torch.enable_grad():
-        points = points.detach().requires_grad_()
-        value = log_spectrum(factor, points, system, positions=positions)
-        (gradient,) = torch.autograd.grad(value.sum(), points, create_graph=True)
-        rows = [
-            torch.autograd.grad(gradient[..., axis].sum(), points, retain_graph=axis < 2)[0]
-            for axis in range(3)
-        ]
-    return value.detach(), gradient.detach(), torch.stack(rows, dim=-2)
-
-
-def refine_peaks(
-    factor: Tensor, points: Tensor, grid: SearchGrid, system: SystemConfig, *, steps: int = 40
-) -> tuple[Tensor, Tensor]:
-    """Climb log P from ``points`` [B, P, 3]; returns the points reached and log P there [B, P].
-
-    Newton's method in units of grid cells, with the Hessian's eigenvalues replaced by their
-    magnitudes so that every step ascends. A step is at most one cell long, is projected onto the
-    field of view (a coordinate held by its bound leaves the system) and is taken only if log P
-    rises; otherwise the trust radius shrinks to a quarter.
-    """
-    cell = grid.steps
-    lower, upper = (bound / cell for bound in grid.bounds)
-    positions = element_positions(system, device=factor.device)
-    identity = torch.eye(3, dtype=torch.float64, device=factor.device)
-
-    x = points / cell
-    value, gradient, hessian = _derivatives(factor, points, system, positions)
-    radius = torch.ones_like(value)
-    for _ in range(steps):
-        slope = gradient * cell
-        held = ((x <= lower) & (slope < 0)) | ((x >= upper) & (slope > 0))
-        slope = slope.masked_fill(held, 0.0)
-        curvature = -hessian * cell * cell[:, None]
-        curvature = torch.where(held[..., None] | held[..., None, :], identity, curvature)
-        eigenvalues, axes = torch.linalg.eigh(curvature)
-        magnitude = eigenvalues.abs()
-        magnitude = magnitude.clamp_min(1e-12).maximum(1e-9 * magnitude.amax(-1, keepdim=True))
-        step = (axes @ ((axes.mT @ slope[..., None]) / magnitude[..., None]))[..., 0]
-        step = step * (radius / step.norm(dim=-1).clamp_min(1e-300)).clamp_max(1.0)[..., None]
-        trial = torch.clamp(x + step, lower, upper)
-        moved = (trial - x).abs().amax(-1)
-        if bool((moved < 1e-9).all()):
-            break
-        trial_value, trial_gradient, trial_hessian = _derivatives(
-            factor, trial * cell, system, positions
-        )
-        better = trial_value > value
-        x = torch.where(better[..., None], trial, x)
-        value = torch.where(better, trial_value, value)
-        gradient = torch.where(better[..., None], trial_gradient, gradient)
-        hessian = torch.where(better[..., None, None], trial_hessian, hessian)
-        radius = torch.where(better, (2 * radius).clamp_max(1.0), radius / 4)
-    return x * cell, value
-
-
-def select_peaks(
-    points: Tensor, level: Tensor, num_sources: Tensor, max_sources: int, separation: float
+def _search(
+    spectrum: Spectrum,
+    count: Tensor | None,
+    threshold: float,
+    grid: SearchGrid,
+    system: SystemConfig,
+    search: SearchConfig,
 ) -> Positions:
-    """The highest ``num_sources`` [B] peaks that lie at least ``separation`` metres apart.
+    """Positions of a few scenes; ``count`` [B], or None to stop at the threshold."""
+    batch, most, device = len(spectrum), system.max_sources, spectrum.factor.device
+    level = grid_log_spectrum(spectrum, grid, system)
+    points = torch.zeros(batch, most, 3, dtype=torch.float64, device=device)
+    points[..., 2] = 1.0
+    mask = torch.zeros(batch, most, dtype=torch.bool, device=device)
+    rounds = most if count is None else int(count.max()) if batch else 0
+    for j in range(rounds):
+        found = Found(points, mask) if j else None
+        deflated, surface = spectrum, level
+        if found is not None:
+            deflated = spectrum.deflated(found.basis(system))
+            surface = grid_log_spectrum(deflated, grid, system)
+        best, height = strongest_peak(deflated, surface, found, grid, system, search)
+        there = height > -math.inf
+        there &= (j < count) if count is not None else (height >= threshold)
+        if j and count is None:
+            there &= mask[:, j - 1]
+        points[:, j] = torch.where(there[:, None], best, points[:, j])
+        mask[:, j] = there
+        if not bool(there.any()):
+            break
+    # Each with the others taken out: the first was found while they still disturbed it.
+    steps = search.newton_steps // 2
+    for j in range(rounds if rounds > 1 else 0):
+        deflated = spectrum.deflated(Found(points, mask).basis(system, without=j))
+        moved = refine_peaks(deflated, points[:, j : j + 1], grid, system, steps=steps)[0]
+        points[:, j] = torch.where(mask[:, j, None], moved[:, 0], points[:, j])
+    if rounds:
+        own, _ = refine_peaks(spectrum, points, grid, system, steps=steps)
+        stays = (places(own) - places(points)).norm(dim=-1) < search.separation / 2
+        for j in range(most):
+            others = mask.clone()
+            others[:, j] = False
+            apart = distances(own[:, j : j + 1], points, others)[:, 0] >= search.separation
+            stays[:, j] &= apart
+        points = torch.where(stays[..., None], own, points)
+    height = _log_level_at(spectrum, points, system).masked_fill(~mask, -math.inf)
+    order = height.argsort(dim=1, descending=True, stable=True)
+    phi, theta, inverse_range = points.gather(1, order[..., None].expand(-1, -1, 3)).unbind(-1)
+    return Positions(phi, theta, 1 / inverse_range, height.gather(1, order), mask.gather(1, order))
 
-    ``points`` [B, P, 3]; ``level`` [B, P], minus infinity where there is no peak. Greedy: the
-    highest peak is kept and suppresses its neighbourhood, then the highest of what remains.
-    """
-    phi, theta, inverse_range = points.unbind(-1)
-    place = to_cartesian(phi, theta, 1 / inverse_range)
-    remaining = level
-    picks, levels = [], []
-    for _ in range(max_sources):
-        best, pick = remaining.max(dim=1)
-        centre = place.gather(1, pick[:, None, None].expand(-1, 1, 3))
-        near = (place - centre).norm(dim=-1) < separation
-        # The pick itself goes even where the separation is zero.
-        near.scatter_(1, pick[:, None], True)
-        remaining = remaining.masked_fill(near, -math.inf)
-        picks.append(pick)
-        levels.append(best)
-    index, height = torch.stack(picks, 1), torch.stack(levels, 1)
-    slot = torch.arange(max_sources, device=level.device)
+
+def _joined(parts: list[Positions]) -> Positions:
     return Positions(
-        phi.gather(1, index),
-        theta.gather(1, index),
-        1 / inverse_range.gather(1, index),
-        height,
-        (slot < num_sources[:, None]) & (height > -math.inf),
+        *(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Positions))
     )
 
 
+Refinement = Callable[[Positions], Positions]
+"""A last step from positions to positions, on the measurements for instance."""
+
+
 def estimate_positions(
-    covariance: Tensor,
-    num_sources: Tensor | int,
+    covariance: Covariance,
+    num_sources: Tensor | int | None,
     system: SystemConfig,
     search: SearchConfig | None = None,
     *,
     grid: SearchGrid | None = None,
+    threshold: float | None = None,
+    refine: Refinement | None = None,
 ) -> Positions:
-    """Positions of the sources of each covariance [B, N, N].
+    """Positions of the sources of each covariance.
 
-    ``num_sources`` is K, one for all scenes or one per scene [B], at most ``system.max_sources``.
-    The grid is scanned in single precision and its peaks are refined in double precision.
+    Args:
+        covariance: R [B, N, N], Hermitian positive semidefinite, or its factors (X, rho), [B, N, r]
+            and [B] with R = X X^H + rho I; in that form nothing N x N is made.
+        num_sources: K, one for all scenes or one per scene [B], at most ``system.max_sources``; or
+            None, and every peak above the threshold is a source.
+        threshold: log level of detection where K is not known; :func:`detection_threshold` of
+            ``system`` and ``search`` when left out.
+        refine: what is applied to the positions at last, variable projection on the measurements
+            for instance.
+
+    K = 0 finds nothing, and an empty batch gives empty positions. A source outside the field of
+    view is not searched for; where its power leaks in, it is found at the border. MUSIC without K
+    takes ``system.max_sources`` eigenvectors.
+
+    The grid is scanned by :func:`riskernels.steering_power`; refinement is in complex128. Scenes
+    are searched a few at a time: the memory beside the result does not grow with the batch.
 
     >>> from .geometry import steering
     >>> system = SystemConfig()
@@ -209,46 +166,29 @@ def estimate_positions(
     >>> [round(float(v[0, 0]), 3) for v in (found.phi, found.theta, found.r)]
     [0.3, -0.2, 3.0]
     """
-    if covariance.ndim != 3 or covariance.shape[-2:] != (system.elements, system.elements):
-        raise ValueError(
-            f"covariance: got shape {tuple(covariance.shape)}, expected [B, N, N] with "
-            f"N = {system.elements}"
-        )
+    check_covariance(covariance, system)
     search = search or SearchConfig()
-    count = torch.as_tensor(num_sources, device=covariance.device).expand(covariance.shape[0])
-    if count.numel() and not bool(((count >= 0) & (count <= system.max_sources)).all()):
-        raise ValueError(
-            f"num_sources: got {count.tolist()}, expected 0 to max_sources = {system.max_sources}"
-        )
-    # Tensors made under inference_mode cannot enter autograd, which the refinement needs.
+    batch, _, device = batch_of(covariance)
+    count = None
+    if num_sources is not None:
+        count = torch.as_tensor(num_sources, device=device).expand(batch)
+        if batch and not bool(((count >= 0) & (count <= system.max_sources)).all()):
+            raise ValueError(
+                f"num_sources: got {count.tolist()}, expected 0 to max_sources = "
+                f"{system.max_sources}"
+            )
+    elif threshold is None:
+        threshold = detection_threshold(system, search)
+    if grid is None:
+        grid = SearchGrid.for_system(system, oversampling=search.oversampling, device=device)
+    parts = []
     with torch.inference_mode(False), torch.no_grad():
-        factor = loaded_cholesky(covariance.clone(), search.loading)
-        if grid is None:
-            grid = SearchGrid.for_system(
-                system, oversampling=search.oversampling, device=covariance.device
-            )
-        level = grid_log_spectrum(factor.to(torch.complex64), grid, system)
-
-        def climb(surface: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
-            points, valid = grid_peaks(surface, grid, candidates)
-            screening = search.newton_steps // 4
-            points, height = refine_peaks(factor, points, grid, system, steps=screening)
-            # A few steps tell the sources from the sidelobes, whose exact maxima nobody needs.
-            height, kept = height.masked_fill(~valid, -math.inf).topk(
-                min(height.shape[1], 2 * system.max_sources), dim=1
-            )
-            points = points.gather(1, kept[..., None].expand(-1, -1, 3))
-            points, top = refine_peaks(
-                factor, points, grid, system, steps=search.newton_steps - screening
-            )
-            return points, top.masked_fill(height == -math.inf, -math.inf)
-
-        def select(points: Tensor, height: Tensor) -> Positions:
-            return select_peaks(points, height, count, system.max_sources, search.separation)
-
-        points, height = climb(level, search.candidates)
-        first = select(points, height)
-        found = torch.stack([first.phi, first.theta, 1 / first.r], dim=-1)
-        hidden = level + grid_log_residual(found, first.valid, grid, system)
-        more_points, more_height = climb(hidden, max(1, search.candidates // 4))
-        return select(torch.cat([points, more_points], 1), torch.cat([height, more_height], 1))
+        for start in range(0, max(batch, 1), SCENES):
+            scenes = slice(start, start + SCENES)
+            part = scenes_of(covariance, scenes)
+            own = None if count is None else count[scenes].clone()
+            signals = torch.full((batch_of(part)[0],), system.max_sources, device=device)
+            spectrum = make_spectrum(part, signals if own is None else own, search)
+            parts.append(_search(spectrum, own, threshold or 0.0, grid, system, search))
+    found = _joined(parts)
+    return found if refine is None else refine(found)

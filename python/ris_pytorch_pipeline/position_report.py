@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint, config_differences
 from .configs import ConfigError, SystemConfig
+from .detection import detection_threshold
 from .geometry import to_cartesian
-from .localize import Positions, SearchConfig, estimate_positions
+from .localize import Positions, Refinement, SearchConfig, estimate_positions
 from .metrics import PositionMatch, match_positions, summarise_matches
 from .model import infer
+from .search_grid import SearchGrid
 from .shards import ShardDataset
-from .simulate import Scenes
-from .spectrum import SearchGrid
+from .simulate import Scenes, Simulator
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,70 @@ def localize_scenes(
     search: SearchConfig,
     num_sources: Tensor | int | None,
     grid: SearchGrid,
+    *,
+    threshold: float | None = None,
+    refine: Refinement | None = None,
 ) -> Positions:
     """Positions from R_blend of the checkpoint's network, by the one inference function.
 
-    ``num_sources`` is K; when None it is the number of slots that the network says exist.
+    R_blend enters as the factors (X, rho), with the checkpoint's own covariance section.
+    ``num_sources`` is K; when None it is the number of slots that the network says exist, or, with
+    a ``threshold`` (see :func:`noise_threshold`), that of the peaks above it. ``refine`` as for
+    :func:`.localize.estimate_positions`.
     """
+    check_scenes(checkpoint, scenes)
     with torch.inference_mode():
         inference = infer(checkpoint.net, scenes, checkpoint.config.covariance)
-        r_blend = inference.r_blend
-        if num_sources is None:
+        factors = inference.factors
+        if num_sources is None and threshold is None:
             least = checkpoint.config.simulation.min_sources
             num_sources = predicted_count(inference.prediction.existence, least)
-    return estimate_positions(r_blend, num_sources, checkpoint.config.system, search, grid=grid)
+    return estimate_positions(
+        factors,
+        num_sources,
+        checkpoint.config.system,
+        search,
+        grid=grid,
+        threshold=threshold,
+        refine=refine,
+    )
+
+
+def check_scenes(checkpoint: Checkpoint, scenes: Scenes) -> None:
+    """Refuse scenes of another geometry than the network was made for."""
+    system = checkpoint.config.system
+    got = (*scenes.y.shape[1:], scenes.codes.shape[2])
+    expected = (system.snapshots, system.antennas, system.elements)
+    if got != expected:
+        raise ConfigError(
+            f"scenes have (L, M, N) = {got}, but the checkpoint was made for {expected}; use "
+            "scenes of its own system, or a checkpoint of this one"
+        )
+
+
+def noise_threshold(
+    checkpoint: Checkpoint, search: SearchConfig, *, trials: int | None = None, seed: int = 0
+) -> float:
+    """The detection threshold of R_blend of this checkpoint at ``search.false_alarm_rate``.
+
+    The null hypothesis: the measurements are noise alone, y_l white circular Gaussian of the power
+    that they had, through the channels and codes of the checkpoint's simulation; the network and
+    the blend see them as they see any other. See :func:`.detection.detection_threshold`.
+    """
+    config = checkpoint.config
+    device = next(checkpoint.net.parameters()).device
+    simulator = Simulator(config.system, config.simulation, seed=seed, split="noise")
+
+    def null(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        scenes = simulator.batch(count)
+        noise = torch.randn(scenes.y.shape, dtype=scenes.y.dtype, generator=generator)
+        size = scenes.y.abs().square().mean((1, 2), keepdim=True).sqrt()
+        scenes = replace(scenes, y=size * noise).to(device)
+        with torch.inference_mode():
+            x, rho = infer(checkpoint.net, scenes, config.covariance).factors
+        return x, rho
+
+    return detection_threshold(config.system, search, null=null, trials=trials, seed=seed)
 
 
 def localize_shards(
@@ -83,12 +136,14 @@ def localize_shards(
     search: SearchConfig,
     num_sources: int | None = None,
     known_sources: bool = False,
+    detect: bool = False,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
 ) -> Iterator[LocalizedScene]:
     """Localize scenes of ``dataset`` in the order of ``indices``.
 
-    K is ``num_sources``, or with ``known_sources`` the scene's true number, or else the network's.
+    K is ``num_sources``, or with ``known_sources`` the scene's true number, or with ``detect`` that
+    of the peaks above :func:`noise_threshold`, or else the network's.
     """
     system = checkpoint.config.system
     check_system(checkpoint, dataset.system, dataset.folder)
@@ -98,11 +153,12 @@ def localize_shards(
             f"{dataset.folder}: no scene {outside[0]}; it holds scenes 0 to {len(dataset) - 1}"
         )
     grid = SearchGrid.for_system(system, oversampling=search.oversampling, device=device)
+    threshold = noise_threshold(checkpoint, search) if detect else None
     for start in range(0, len(indices), batch_size):
         chosen = list(indices[start : start + batch_size])
         scenes = dataset.batch(torch.tensor(chosen)).to(device)
         count = scenes.num_sources if known_sources else num_sources
-        found = localize_scenes(checkpoint, scenes, search, count, grid)
+        found = localize_scenes(checkpoint, scenes, search, count, grid, threshold=threshold)
         estimates = _scene_rows(found.phi, found.theta, found.r)
         truths = _scene_rows(scenes.phi, scenes.theta, scenes.r)
         valid, mask = found.valid.cpu().numpy(), scenes.mask.cpu().numpy()

@@ -32,7 +32,8 @@ import riskernels
 
 from .configs import ConfigError, SystemConfig
 from .covariance import require_channel
-from .localize import Positions, grid_peaks
+from .localize import Positions
+from .peaks import grid_peaks
 from .refine import (
     Measurements,
     Refinement,
@@ -43,8 +44,8 @@ from .refine import (
     refine_positions,
     scene_blocks,
 )
+from .search_grid import SearchGrid
 from .simulate import Scenes
-from .spectrum import SearchGrid
 
 TRIALS: dict[Symbols, float] = {"independent": 25.0, "static": 10.0}
 """Independent trials per resolution cell of the field of view in a search for the first source.
@@ -123,7 +124,7 @@ def scan(factor: Tensor, grid: SearchGrid, system: SystemConfig, elements: Tenso
     """sum_j |a(g)^H x_j|^2 on a grid, [B, n_phi, n_theta, n_r] for ``factor`` [B, N, k]."""
     count = math.prod(grid.shape)
     phi, theta, inverse_range = grid.points(torch.arange(count, device=factor.device)).unbind(-1)
-    power = riskernels.steering_power(
+    power: Tensor = riskernels.steering_power(
         factor, phi, theta, 1 / inverse_range, elements, system.wavelength, taper=system.taper
     )
     return power.reshape(-1, *grid.shape)
