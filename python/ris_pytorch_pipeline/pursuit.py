@@ -124,7 +124,7 @@ def scan(factor: Tensor, grid: SearchGrid, system: SystemConfig, elements: Tenso
     """sum_j |a(g)^H x_j|^2 on a grid, [B, n_phi, n_theta, n_r] for ``factor`` [B, N, k]."""
     count = math.prod(grid.shape)
     phi, theta, inverse_range = grid.points(torch.arange(count, device=factor.device)).unbind(-1)
-    power = riskernels.steering_power(
+    power: Tensor = riskernels.steering_power(
         factor, phi, theta, 1 / inverse_range, elements, system.wavelength, taper=system.taper
     )
     return power.reshape(-1, *grid.shape)
