@@ -173,9 +173,7 @@ def estimate_positions(
     count = None
     if num_sources is not None:
         if threshold is not None:
-            raise ValueError(
-                "threshold: is for an unknown number of sources: num_sources=None"
-            )
+            raise ValueError("threshold: is for an unknown number of sources: num_sources=None")
         count = torch.as_tensor(num_sources, device=device).expand(batch)
         if batch and not bool(((count >= 0) & (count <= system.max_sources)).all()):
             raise ValueError(
