@@ -37,6 +37,13 @@ def test_false_alarms_come_at_their_rate(seed: int, name: str) -> None:
     torch.testing.assert_close(peak_levels(louder, system, search), levels[:40])
 
 
+def test_music_of_fewer_snapshots_than_sources_is_calibrated_too(seed: int) -> None:
+    system = dataclasses.replace(SMALL, snapshots=1)
+    noise = white_null(system)(3, torch.Generator().manual_seed(seed))
+    levels = peak_levels(noise, system, SearchConfig(spectrum="music"))
+    assert bool(torch.isfinite(levels).all())
+
+
 def test_strong_sources_are_counted(seed: int) -> None:
     system = SystemConfig(max_sources=3, snapshots=16)
     scenes = scenes_of(system, seed, 12, min_separation=2.0)

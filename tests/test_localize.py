@@ -89,6 +89,8 @@ def test_number_of_sources_is_respected_and_checked(seed: int) -> None:
     for count in (-1, 3):
         with pytest.raises(ValueError, match="max_sources = 2"):
             estimate_positions(covariance, count, SMALL)
+    with pytest.raises(ValueError, match="unknown number of sources"):
+        estimate_positions(covariance, 1, SMALL, threshold=1.0)
     for wrong in (covariance[0], covariance[:, :9, :9], (covariance[:, :9, :2], torch.zeros(3))):
         with pytest.raises(ValueError, match=r"\[B, N, [Nr]\] with N = 12"):
             estimate_positions(wrong, 1, SMALL)

@@ -2,7 +2,8 @@
 """Benchmark of ``steering_power``: the power of a factor on a grid of points, [B,G].
 
 The forward is the spectrum of one scene on 361 x 181 x 8 points; the gradient is that of eight
-scenes on the grid of a localization. The floor counts the 8 N k FLOPs of the products alone.
+scenes on the grid of a localization; times B and N, as along the scaling curves, they would take
+minutes a call. The floor counts the 8 N k FLOPs of the products alone.
 """
 
 from __future__ import annotations
@@ -94,10 +95,10 @@ def _cost(case: Case) -> Cost:
 OPERATOR = Operator(
     name=NAME,
     cases=(
-        Case(NAME, "forward", "forward", {"B": 1, "N": 144, "k": 21, "G": 361 * 181 * 8}),
+        Case(NAME, "grid", "forward", {"B": 1, "N": 144, "k": 21, "G": 361 * 181 * 8}),
         Case(
             NAME,
-            "gradient",
+            "grid-gradient",
             "forward + backward to X",
             {"B": 8, "N": 144, "k": 21, "G": 52 * 27 * 12},
             ("factor",),

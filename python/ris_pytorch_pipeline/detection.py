@@ -17,6 +17,7 @@ from .peak_search import (
     batch_of,
     check_covariance,
     make_spectrum,
+    most_signals,
     scenes_of,
     strongest_peak,
 )
@@ -43,8 +44,7 @@ def peak_levels(
     with torch.inference_mode(False), torch.no_grad():
         for start in range(0, batch, SCENES):
             part = scenes_of(covariance, slice(start, start + SCENES))
-            signals = torch.full((batch_of(part)[0],), system.max_sources, device=device)
-            spectrum = make_spectrum(part, signals, search)
+            spectrum = make_spectrum(part, most_signals(part, system), search)
             level = grid_log_spectrum(spectrum, grid, system)
             highest.append(strongest_peak(spectrum, level, None, grid, system, search)[1])
     return torch.cat(highest)

@@ -33,6 +33,7 @@ from .peak_search import (
     check_covariance,
     distances,
     make_spectrum,
+    most_signals,
     places,
     scenes_of,
     strongest_peak,
@@ -154,7 +155,7 @@ def estimate_positions(
 
     K = 0 finds nothing, and an empty batch gives empty positions. A source outside the field of
     view is not searched for; where its power leaks in, it is found at the border. MUSIC without K
-    takes ``system.max_sources`` eigenvectors.
+    takes ``system.max_sources`` eigenvectors, or as many as a factor has columns.
 
     The grid is scanned by :func:`riskernels.steering_power`; refinement is in complex128. Scenes
     are searched a few at a time: the memory beside the result does not grow with the batch.
@@ -171,6 +172,8 @@ def estimate_positions(
     batch, _, device = batch_of(covariance)
     count = None
     if num_sources is not None:
+        if threshold is not None:
+            raise ValueError("threshold: is for an unknown number of sources: num_sources=None")
         count = torch.as_tensor(num_sources, device=device).expand(batch)
         if batch and not bool(((count >= 0) & (count <= system.max_sources)).all()):
             raise ValueError(
@@ -187,8 +190,8 @@ def estimate_positions(
             scenes = slice(start, start + SCENES)
             part = scenes_of(covariance, scenes)
             own = None if count is None else count[scenes].clone()
-            signals = torch.full((batch_of(part)[0],), system.max_sources, device=device)
-            spectrum = make_spectrum(part, signals if own is None else own, search)
+            signals = most_signals(part, system) if own is None else own
+            spectrum = make_spectrum(part, signals, search)
             parts.append(_search(spectrum, own, threshold or 0.0, grid, system, search))
     found = _joined(parts)
     return found if refine is None else refine(found)

@@ -62,13 +62,22 @@ class SearchConfig:
             )
 
 
-def make_spectrum(covariance: Covariance, num_sources: Tensor, search: SearchConfig) -> Spectrum:
-    """The spectrum that ``search`` names; MUSIC takes ``num_sources`` [B] eigenvectors."""
+def make_spectrum(
+    covariance: Covariance, num_sources: Tensor | int, search: SearchConfig
+) -> Spectrum:
+    """The spectrum that ``search`` names; MUSIC takes ``num_sources`` (or [B]) eigenvectors."""
     if search.spectrum == "mvdr":
         return mvdr(covariance, search.loading)
     if search.spectrum == "music":
         return music(covariance, num_sources)
     return back_projection(covariance)
+
+
+def most_signals(covariance: Covariance, system: SystemConfig) -> int:
+    """The number of eigenvectors of MUSIC where that of the sources is not known."""
+    if isinstance(covariance, Tensor):
+        return system.max_sources
+    return int(min(system.max_sources, *covariance[0].shape[1:]))
 
 
 def batch_of(covariance: Covariance) -> tuple[int, int, torch.device]:

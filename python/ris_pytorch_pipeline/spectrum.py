@@ -264,7 +264,12 @@ def back_projection(covariance: Covariance) -> Spectrum:
     if isinstance(covariance, Tensor):
         values, vectors = _dense_eigen(_hermitian(covariance))
         values = values.clamp_min(0.0)
+        # Eigenvalues that are rounding of the largest need no column.
+        rounding = vectors.shape[-1] * torch.finfo(covariance.dtype).eps
+        kept = (values > rounding * values[:, :1]).sum(-1)
+        columns = max(1, int(kept.max()) if kept.numel() else 1)
         factor = vectors * (values / values.mean(-1, keepdim=True)).sqrt()[:, None, :]
+        factor = factor[..., :columns]
         return Spectrum("power", factor, factor.real.new_ones(len(factor)))
     x, rho, _ = _check_factors(covariance)
     return Spectrum("power", x, rho.new_ones(len(x)), shift=rho)
