@@ -92,7 +92,7 @@ def estimator_results(
 
     >>> found = estimator_results([[[2.0, 0, 0]], []], [[[2.0, 0, 0.4]], [[3.0, 0, 0]]])
     >>> round(found["gospa"], 3), found["missed"], found["f1_0.5m"], found["median_error"]
-    (1.039, 1, 0.6666666666666666, 0.4)
+    (1.039, 1, 0.666667, 0.4)
     """
     if not truths or len(estimates) != len(truths):
         raise ValueError(
