@@ -9,6 +9,7 @@ to output / input: what is below rounding of that changes no digit of the output
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,13 @@ def wide(value: Any) -> Any:
 
 
 def _rounded(value: Any, generator: torch.Generator) -> Any:
-    """``value`` in single precision, every number off by about its rounding."""
+    """``value`` in single precision, every number off by about its rounding.
+
+    An option that float32 does not have becomes the nearest one that it has.
+    """
+    if isinstance(value, float) and value:
+        single = torch.finfo(torch.float32)
+        return math.copysign(min(max(abs(value), single.tiny), single.max), value)
     if not isinstance(value, Tensor) or not (value.is_complex() or value.is_floating_point()):
         return value
     plain = wide(value)

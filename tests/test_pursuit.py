@@ -22,10 +22,11 @@ from ris_pytorch_pipeline.bounds import deterministic_bound, position_error_boun
 from ris_pytorch_pipeline.configs import ConfigError, SimulationConfig, SystemConfig
 from ris_pytorch_pipeline.geometry import steering, to_cartesian
 from ris_pytorch_pipeline.localize import Positions
-from ris_pytorch_pipeline.pursuit import PursuitConfig, detection_threshold, pursue, reconsider
+from ris_pytorch_pipeline.pursuit import PursuitConfig, pursue, reconsider
 from ris_pytorch_pipeline.refine import Symbols, refine_positions
 from ris_pytorch_pipeline.set_metrics import gospa
 from ris_pytorch_pipeline.simulate import Scenes, Simulator
+from ris_pytorch_pipeline.stopping_rule import detection_threshold
 
 SYSTEM = SystemConfig()
 SMALL = SystemConfig(n_h=6, n_v=5, antennas=7, snapshots=5, max_sources=3)

@@ -142,9 +142,9 @@ def count_by_residual(
     """How many of the sources, taken in their order, the measurements believe in, [B].
 
     A source counts while all before it count and it takes more off the residual of y than
-    :func:`~ris_pytorch_pipeline.pursuit.detection_threshold` allows to noise.
+    :func:`~ris_pytorch_pipeline.stopping_rule.detection_threshold` allows to noise.
     """
-    from .pursuit import detection_threshold
+    from .stopping_rule import detection_threshold
 
     places = (found.phi, found.theta, found.r)
     count = torch.zeros(len(scenes), dtype=torch.int64, device=found.phi.device)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The learned estimator: the network proposes positions, least squares on the measurements refines.
+"""The learned estimator: the network proposes positions, the measurements decide and refine.
 
-Two proposals are made and refined: the positions of the network's slots, and the peaks of R_blend.
-The one that leaves less of y is taken. K, where it is not known, is what the network says.
+The positions of the network's slots and the highest peaks of R_blend are the proposals of a scene.
+Matching pursuit picks sources among them, one after another, by what each takes off the residual of
+y, and refines all picked ones jointly after every pick (:func:`~.pursuit.pursue`). Where K is not
+known it stops where noise would give as much.
 """
 
 from __future__ import annotations
@@ -13,31 +15,32 @@ import torch
 from torch import Tensor
 
 from .configs import ConfigError
-from .estimators import Setting, checked_count, finite_scenes, keep_first, register
+from .estimators import Setting, checked_count, finite_scenes, register
 from .localize import Positions, estimate_positions
-from .model import Prediction, infer
-from .position_report import predicted_count
-from .pursuit import reconsider, strongest_first
-from .refine import Refinement, refine_positions
+from .model import infer
+from .pursuit import PursuitConfig, pursue, reconsider
+from .refine import refine_positions
 from .simulate import Scenes
 
 FIRST_SNR_DB = 10.0
 """What the network is told of the noise before there is an estimate of it."""
+STARTS = 3
+"""Proposals that are refined at every pick."""
 _BLOCK = 64
 
 
 @register("learned")
 class Learned:
-    """Network and variable projection.
+    """Network, pursuit among its proposals, and variable projection.
 
-    The network wants the signal-to-noise ratio, which no receiver is given. It is estimated: what
-    a first pass, with all slots refined, leaves of y is noise; its power per degree of freedom is
-    sigma^2, and the rest of y is signal. The second pass gets that ratio.
+    A network that wants the signal-to-noise ratio, which no receiver is given, is told an estimate:
+    what a first pass, with all slots refined, leaves of y is noise; its power per degree of freedom
+    is sigma^2, and the rest of y is signal.
     """
 
     name = "learned"
 
-    def __init__(self, setting: Setting, *, steps: int = 40) -> None:
+    def __init__(self, setting: Setting, pursuit: PursuitConfig | None = None) -> None:
         checkpoint = setting.checkpoint
         if checkpoint is None:
             raise ConfigError("learned: no checkpoint, expected Setting(checkpoint=...)")
@@ -46,7 +49,7 @@ class Learned:
                 "learned: the checkpoint is of another system than the scenes: got "
                 f"{checkpoint.config.system}, expected {setting.system}"
             )
-        self.setting, self.steps = setting, steps
+        self.setting, self.pursuit = setting, pursuit or PursuitConfig(starts=STARTS)
         self.net, self.config = checkpoint.net, checkpoint.config
 
     def __call__(self, scenes: Scenes, num_sources: Tensor | None) -> Positions:
@@ -73,32 +76,47 @@ class Learned:
             for name, value in parts.items()
         }
         scenes = dataclasses.replace(scenes, **kept)
+        setting = self.setting
         with torch.inference_mode():
-            first = torch.full_like(scenes.snr_db, FIRST_SNR_DB)
-            prediction = self.net(dataclasses.replace(scenes, snr_db=first))
-            every = torch.ones_like(prediction.existence, dtype=torch.bool)
-            guess = self._refine(scenes, _slots(prediction, every))
-            scenes = dataclasses.replace(scenes, snr_db=self._snr_db(scenes, guess.residual))
-            inference = infer(self.net, scenes)
-            existence = inference.prediction.existence
-            if num_sources is None:
-                num_sources = predicted_count(existence, self.config.simulation.min_sources)
-            slots = self._refine(
-                scenes, _slots(inference.prediction, _leading(existence, num_sources))
-            )
-            blend = inference.r_blend
-        peaks = self._refine(scenes, estimate_positions(blend, num_sources, self.setting.system))
-        chosen = self._complete(scenes, _better(slots, peaks))
-        return keep_first(strongest_first(chosen), num_sources * usable)
+            proposals = self._proposals(self._told_snr(scenes))
+        wanted = None if num_sources is None else num_sources * usable
+        found = pursue(
+            scenes,
+            wanted,
+            setting.system,
+            self.pursuit,
+            symbols=setting.symbols,
+            proposals=proposals,
+        )
+        return self._complete(scenes, found.positions)
 
     def _complete(self, scenes: Scenes, positions: Positions) -> Positions:
         return positions
 
-    def _refine(self, scenes: Scenes, points: Positions) -> Refinement:
-        setting = self.setting
-        return refine_positions(
-            scenes, points, setting.system, steps=self.steps, symbols=setting.symbols
+    def _proposals(self, scenes: Scenes) -> Tensor:
+        """Slots and peaks of R_blend, [B, 2 K_max, 3]; a slot twice where there is no peak."""
+        system = self.setting.system
+        inference = infer(self.net, scenes)
+        slots = inference.prediction
+        peaks = estimate_positions(inference.factors, system.max_sources, system)
+        pairs = ((slots.phi, peaks.phi), (slots.theta, peaks.theta), (slots.r, peaks.r))
+        places = [torch.cat([s, torch.where(peaks.valid, p, s)], 1).double() for s, p in pairs]
+        return torch.stack([places[0], places[1], 1 / places[2]], dim=-1)
+
+    def _told_snr(self, scenes: Scenes) -> Scenes:
+        """The scenes with an estimate of the ratio, if the network wants it."""
+        if not self.config.model.known_snr:
+            return scenes
+        first = torch.full_like(scenes.snr_db, FIRST_SNR_DB)
+        slots = self.net(dataclasses.replace(scenes, snr_db=first))
+        every = torch.ones_like(slots.existence, dtype=torch.bool)
+        guess = refine_positions(
+            scenes,
+            (slots.phi, slots.theta, slots.r, every),
+            self.setting.system,
+            symbols=self.setting.symbols,
         )
+        return dataclasses.replace(scenes, snr_db=self._snr_db(scenes, guess.residual))
 
     def _snr_db(self, scenes: Scenes, residual: Tensor) -> Tensor:
         """Signal-to-noise ratio at the base station, [B], within the range of the training."""
@@ -117,8 +135,8 @@ class Learned:
 class LearnedSearch(Learned):
     """The learned estimator, and one round in which every source is searched again on y.
 
-    The round is that of the pursuit (:func:`~.pursuit.reconsider`): what it gains over ``learned``
-    is not the network's.
+    The round is that of the pursuit over a grid (:func:`~.pursuit.reconsider`): what it gains over
+    ``learned`` is not the network's.
     """
 
     name = "learned_search"
@@ -126,29 +144,3 @@ class LearnedSearch(Learned):
     def _complete(self, scenes: Scenes, positions: Positions) -> Positions:
         setting = self.setting
         return reconsider(scenes, positions, setting.system, symbols=setting.symbols).positions
-
-
-def _leading(existence: Tensor, count: Tensor) -> Tensor:
-    """The ``count`` [B] slots of the highest existence, [B, K_max] bool."""
-    rank = existence.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return rank < count[:, None]
-
-
-def _slots(prediction: Prediction, mask: Tensor) -> Positions:
-    return Positions(
-        prediction.phi, prediction.theta, prediction.r, prediction.existence.float(), mask
-    )
-
-
-def _better(first: Refinement, second: Refinement) -> Positions:
-    """Scene by scene, the positions that leave less of y; a full set goes before a smaller one."""
-    one, two = first.positions, second.positions
-    full = one.valid.sum(1) >= two.valid.sum(1)
-    # Peaks can be fewer than sources: the smaller set cannot leave less for a good reason.
-    take = torch.where(
-        one.valid.sum(1) == two.valid.sum(1), first.residual <= second.residual, full
-    )
-    pairs = [
-        (getattr(one, spec.name), getattr(two, spec.name)) for spec in dataclasses.fields(Positions)
-    ]
-    return Positions(*(torch.where(take[:, None], a, b) for a, b in pairs))

@@ -21,10 +21,10 @@ The gain, which decides, is the exact one.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
-import scipy.stats
 import torch
 from torch import Tensor
 
@@ -46,13 +46,7 @@ from .refine import (
 )
 from .search_grid import SearchGrid
 from .simulate import Scenes
-
-TRIALS: dict[Symbols, float] = {"independent": 25.0, "static": 10.0}
-"""Independent trials per resolution cell of the field of view in a search for the first source.
-
-Fitted to the largest gain in scenes of noise alone at a false alarm of 1 %. Half as many again come
-with every source that is there, because its position moves with the new one.
-"""
+from .stopping_rule import detection_threshold
 
 
 @dataclass(frozen=True)
@@ -93,33 +87,6 @@ class PursuitConfig:
             )
 
 
-def detection_threshold(
-    system: SystemConfig, found: int, false_alarm: float, symbols: Symbols = "independent"
-) -> float:
-    """Share of the residual that one more source must take to be believed, after ``found``.
-
-    At one fixed place, white noise of unknown power gives up a share that is Beta distributed with
-    parameters (G, G (R - found - 1)), for G groups of R rows with a symbol each (L and M, or 1 and
-    L M with static symbols). The search takes the best of all places; ``false_alarm`` is divided by
-    the number of independent ones, from :data:`TRIALS`.
-
-    >>> round(detection_threshold(SystemConfig(), 0, 0.01), 2)
-    0.15
-    """
-    snapshots, antennas = system.snapshots, system.antennas
-    groups, rows = (1, snapshots * antennas) if symbols == "static" else (snapshots, antennas)
-    if rows < found + 2:
-        raise ValueError(
-            f"detection_threshold: {found + 1} sources leave nothing of {rows} measurements that "
-            "share their symbols; give the number of sources, or lower max_sources"
-        )
-    lower, upper, cell = field_of_view(system)
-    cells = float(((upper - lower) / cell).clamp_min(1.0).prod())
-    places = TRIALS[symbols] * (1 + found / 2) * cells
-    beta = scipy.stats.beta(groups, groups * (rows - found - 1))
-    return float(beta.isf(min(1.0, false_alarm / places)))
-
-
 def scan(factor: Tensor, grid: SearchGrid, system: SystemConfig, elements: Tensor) -> Tensor:
     """sum_j |a(g)^H x_j|^2 on a grid, [B, n_phi, n_theta, n_r] for ``factor`` [B, N, k]."""
     count = math.prod(grid.shape)
@@ -158,17 +125,34 @@ class _Block:
     grid: SearchGrid
     config: PursuitConfig
     symbols: Symbols
+    proposals: Tensor | None = None
+    """Places [B, P, 3] that are looked at in place of the grid's."""
 
     def select(self, index: Tensor) -> _Block:
         if len(index) == len(self.scenes):
             return self
-        scenes = self.scenes.index_select(index)
-        return _Block(scenes, self.measurements.select(index), self.grid, self.config, self.symbols)
+        return dataclasses.replace(
+            self,
+            scenes=self.scenes.index_select(index),
+            measurements=self.measurements.select(index),
+            proposals=None if self.proposals is None else self.proposals[index],
+        )
 
     def propose(self, x: Tensor) -> Tensor:
         """The most promising places [B, S, 3] of one more source beside those at x [B, k, 3]."""
+        residual, basis = _residual(self.measurements, x)
+        points = self.proposals
+        if points is None:
+            points, peak = self._peaks(residual)
+        else:
+            peak = torch.ones(points.shape[:-1], dtype=torch.bool, device=points.device)
+        gain = _gain(self.measurements, residual, basis, points).masked_fill(~peak, -1.0)
+        best = gain.topk(min(self.config.starts, gain.shape[1]), dim=1).indices
+        return points.gather(1, best[..., None].expand(-1, -1, 3))
+
+    def _peaks(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The highest maxima of the scan, [B, P, 3], and which of them are maxima."""
         measurements, config, scenes = self.measurements, self.config, self.scenes
-        residual, basis = _residual(measurements, x)
         snapshots = riskernels.tikhonov_snapshots(
             residual.reshape(scenes.y.shape).to(torch.complex64),
             scenes.h,
@@ -179,10 +163,7 @@ class _Block:
         if self.symbols == "static":
             snapshots = snapshots.sum(1, keepdim=True)
         level = scan(snapshots.mT, self.grid, measurements.system, measurements.elements)
-        points, peak = grid_peaks(level, self.grid, config.candidates)
-        gain = _gain(measurements, residual, basis, points).masked_fill(~peak, -1.0)
-        best = gain.topk(min(config.starts, gain.shape[1]), dim=1).indices
-        return points.gather(1, best[..., None].expand(-1, -1, 3))
+        return grid_peaks(level, self.grid, config.candidates)
 
     def extend(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """One more source: positions [B, k + 1, 3] of all, and what they leave, [B]."""
@@ -249,12 +230,16 @@ def pursue(
     config: PursuitConfig | None = None,
     *,
     symbols: Symbols = "independent",
+    proposals: Tensor | None = None,
 ) -> Refinement:
     """Sources of B scenes from y, h and codes alone, and what they leave of y.
 
+    ``proposals`` [B, P, 3], azimuth, elevation and 1/range, are the places that sources are picked
+    from in place of the maxima on a grid.
+
     ``num_sources`` [B] is K, 0 to ``system.max_sources``; None adds sources while the last one
-    takes more off the residual than noise would give, see :func:`detection_threshold`. Sources come
-    strongest first, as refined by :func:`~ris_pytorch_pipeline.refine.refine_positions`; a scene
+    takes more off the residual than noise would give
+    (:func:`~.stopping_rule.detection_threshold`). Sources come strongest first, as refined by :func:`~ris_pytorch_pipeline.refine.refine_positions`; a scene
     that is not finite has none.
     """
     require_channel(scenes)
@@ -274,9 +259,9 @@ def pursue(
         places = lower.expand(batch, slots, 3).clone()
         mask = torch.zeros(batch, slots, dtype=torch.bool, device=device)
         for part in scene_blocks(scenes, config.starts * (4 * slots + 1)):
-            block = _Block(
-                scenes[part], Measurements.of(scenes[part], system, symbols), grid, config, symbols
-            )
+            measurements = Measurements.of(scenes[part], system, symbols)
+            given = None if proposals is None else proposals[part].double()
+            block = _Block(scenes[part], measurements, grid, config, symbols, given)
             wanted = None if num_sources is None else num_sources[part]
             _search(block, wanted, places[part], mask[part])
             if config.sweeps:
