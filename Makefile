@@ -27,7 +27,8 @@ WHEELS ?=
 GPU_ENV = PATH="$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$$PATH"
 OPERATOR_TESTS := tests/test_blend_covariance.py tests/test_errors.py tests/test_factored_blend.py \
   tests/test_factored_leakage.py tests/test_factored_nmse.py tests/test_factored_spectrum.py \
-  tests/test_hermitian_nmse.py tests/test_library.py tests/test_subspace_leakage.py \
+  tests/test_hermitian_nmse.py tests/test_library.py tests/test_steering_power.py \
+  tests/test_steering_power_rules.py tests/test_subspace_leakage.py \
   tests/test_tikhonov_covariance.py tests/test_tikhonov_snapshots.py tests/test_transforms.py
 
 # A committed run, the cases of it that `make bench-guard` measures again, and against what.

@@ -58,6 +58,7 @@ def measure(device: str) -> dict[str, float]:
     matrix = torch.randn(1, 8, 8, dtype=torch.complex64, device=device)
     factor, rho = codes.mT, torch.rand(1, device=device)
     steering, count = h.mT, torch.ones(1, dtype=torch.int64, device=device)
+    positions = torch.rand(8, 3, device=device)
     empty = empty_operator()
     calls: dict[str, Callable[[], Any]] = {
         "empty": lambda: empty(y, h, codes),
@@ -70,6 +71,7 @@ def measure(device: str) -> dict[str, float]:
         "factored_nmse": lambda: riskernels.factored_nmse(factor, rho, steering),
         "factored_leakage": lambda: riskernels.factored_leakage(factor, rho, steering, count),
         "factored_spectrum": lambda: riskernels.factored_spectrum(factor, rho),
+        "steering_power": lambda: riskernels.steering_power(factor, rho, rho, rho, positions, 0.3),
     }
     samples: dict[str, list[float]] = {name: [] for name in calls}
     with torch.no_grad():

@@ -26,7 +26,7 @@ SCENES, SNAPSHOTS, SOURCES = 3, 5, 3
 SIZES = ((1, 1), (7, 31), (17, 133))
 """M and N: neither a multiple of a vector of any instruction set."""
 DTYPES = (torch.complex64, torch.complex128)
-ALPHA, RIDGE = 0.1, 1e-2
+ALPHA, RIDGE, WAVELENGTH = 0.1, 1e-2, 0.3
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,12 @@ def _calls(m: int, n: int, dtype: torch.dtype, computed_in: torch.dtype) -> Iter
     yield Call("factored_blend", loaded, (x,), (snapshots,))
     yield Call("factored_nmse", riskernels.factored_nmse, (x, rho, y))
     yield Call("factored_spectrum", riskernels.factored_spectrum, (x, rho))
+    angles = torch.linspace(-1.0, 1.0, 19, dtype=torch.float64)
+    places = 0.3 * torch.sin(torch.arange(3.0 * n, dtype=torch.float64)).view(n, 3)
+    points = (angles, 0.5 * angles.flip(0), 3.0 + 2 * angles, places, WAVELENGTH)
+    for taper in (False, True):
+        power = functools.partial(riskernels.steering_power, taper=taper)
+        yield Call(f"steering_power, taper {taper}", power, (x,), points)
 
 
 def outputs(computed_in: torch.dtype | None = None) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from bench.peers import torch_compile
 from bench.registry import Case, Peer
 from riskernels.testing import assert_close
 
-TINY = {"B": 3, "L": 4, "M": 5, "N": 12, "K": 2, "r": 6, "k": 2}
+TINY = {"B": 3, "L": 4, "M": 5, "N": 12, "K": 2, "r": 6, "k": 2, "G": 9}
 
 
 def tiny(case: Case) -> Case:
@@ -61,7 +61,7 @@ def entries(result: dict) -> dict[str, dict]:
 CHECKED = [
     name
     for name, case in VARIANTS.items()
-    if case.gradients or case.operator.startswith(("tikhonov", "hermitian"))
+    if case.gradients or case.operator.startswith(("tikhonov", "hermitian", "steering"))
 ]
 
 

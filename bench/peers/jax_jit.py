@@ -15,7 +15,7 @@ import torch
 
 from bench.operators._tikhonov import ALPHA, one_factorisation
 from bench.operators.hermitian_nmse import EPS, LAM_DIAG, LAM_OFF
-from bench.peers import _jax_covariance
+from bench.peers import _jax_covariance, _jax_steering
 from bench.peers._tikhonov import serves as serves_tikhonov
 from bench.registry import Case, Inputs, Outputs, Peer
 
@@ -189,6 +189,9 @@ def prepare_nmse(case: Case, inputs: Inputs):
 
 
 def prepare(case: Case, inputs: Inputs):
+    if _jax_steering.serves(case):
+        function, names = _jax_steering.call(case, inputs["factor"].device, _array)
+        return _runner(case, function, inputs, names)
     if _jax_covariance.serves(case):
         function, names = _jax_covariance.call(case)
         return _runner(case, function, inputs, names)
@@ -196,7 +199,7 @@ def prepare(case: Case, inputs: Inputs):
 
 
 def serves(case: Case) -> bool:
-    known = serves_tikhonov(case) or _jax_covariance.serves(case)
+    known = serves_tikhonov(case) or _jax_covariance.serves(case) or _jax_steering.serves(case)
     return known or case.operator == "hermitian_nmse"
 
 

@@ -17,7 +17,12 @@ import torch
 from bench.operators._calls import torch_call
 from bench.operators._tikhonov import ARGUMENTS, per_snapshot
 from bench.peers import _covariance as covariance_peers
-from bench.peers import torch_eager, torch_push_through, torch_shared_factorisation
+from bench.peers import (
+    torch_eager,
+    torch_push_through,
+    torch_shared_factorisation,
+    torch_steering,
+)
 from bench.peers._tikhonov import covariance
 from bench.peers._tikhonov import serves as serves_tikhonov
 from bench.registry import Case, Inputs, Peer
@@ -67,6 +72,12 @@ def prepare_nmse(case: Case, inputs: Inputs):
     return _quiet(torch_call(compiled, case, inputs, torch_eager.ARGUMENTS))
 
 
+def prepare_steering(case: Case, inputs: Inputs):
+    """One chunk compiled, the loop over chunks outside: unrolled, it would not end compiling."""
+    compiled = _compile(case, torch_steering.chunk_power)
+    return _quiet(torch_steering.prepare(case, inputs, compiled))
+
+
 def prepare_covariance(case: Case, inputs: Inputs):
     function, arguments = covariance_peers.call(case)
     return _quiet(torch_call(_compile(case, function), case, inputs, arguments))
@@ -79,12 +90,14 @@ faster than eager calls at any shape and took up to a minute to compile."""
 
 def serves(case: Case) -> bool:
     simple = serves_tikhonov(case) or case.operator == "hermitian_nmse"
-    return simple or case.operator in COVARIANCES
+    return simple or case.operator in COVARIANCES or torch_steering.serves(case)
 
 
 def prepare(case: Case, inputs: Inputs):
     if serves_tikhonov(case):
         return prepare_tikhonov(case, inputs)
+    if torch_steering.serves(case):
+        return prepare_steering(case, inputs)
     if case.operator in COVARIANCES:
         return prepare_covariance(case, inputs)
     return prepare_nmse(case, inputs)

@@ -15,7 +15,7 @@ others' columns Q_l projected out,
 
 the best few are refined jointly with all earlier sources, and the lowest residual wins. The scan
 weighs the directions of H alike: the plain correlation |d_l^H r_l|^2, whose strongest direction
-outshines the rest by more than tenfold, misses one source in three even in the absence of others.
+outshines the rest by more than tenfold, misses a third to a half of lone sources.
 The gain, which decides, is the exact one.
 """
 
@@ -124,7 +124,7 @@ def scan(factor: Tensor, grid: SearchGrid, system: SystemConfig, elements: Tenso
     """sum_j |a(g)^H x_j|^2 on a grid, [B, n_phi, n_theta, n_r] for ``factor`` [B, N, k]."""
     count = math.prod(grid.shape)
     phi, theta, inverse_range = grid.points(torch.arange(count, device=factor.device)).unbind(-1)
-    power = riskernels.steering_power(
+    power: Tensor = riskernels.steering_power(
         factor, phi, theta, 1 / inverse_range, elements, system.wavelength, taper=system.taper
     )
     return power.reshape(-1, *grid.shape)
