@@ -15,7 +15,7 @@ others' columns Q_l projected out,
 
 the best few are refined jointly with all earlier sources, and the lowest residual wins. The scan
 weighs the directions of H alike: the plain correlation |d_l^H r_l|^2, whose strongest direction
-outshines the rest by more than tenfold, misses one source in three even in the absence of others.
+outshines the rest by more than tenfold, misses a third to a half of lone sources.
 The gain, which decides, is the exact one.
 """
 
