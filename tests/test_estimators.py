@@ -170,3 +170,14 @@ def test_no_allocation_is_large(seed: int, name: str) -> None:
     with _Largest() as largest:
         estimate(scenes, scenes.num_sources)
     assert largest.size < 200e6
+
+
+@pytest.mark.parametrize("name", ["learned", "learned_search"])
+def test_a_learned_estimator_leaves_out_what_noise_would_give(seed: int, name: str) -> None:
+    scenes = scenes_of(seed, 8, min_sources=2)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(scenes.y.shape, dtype=torch.complex64, generator=generator)
+    for count in (scenes.num_sources, None):
+        assert bool(estimator(name)(scenes, count).valid.any())
+        silent = estimator(name)(dataclasses.replace(scenes, y=noise), count)
+        assert not bool(silent.valid.any())

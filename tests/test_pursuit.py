@@ -291,3 +291,20 @@ def test_wrong_numbers_and_options_are_refused(seed: int) -> None:
     ):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             PursuitConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_proposals_take_the_place_of_the_grid(seed: int) -> None:
+    scenes = cell(seed, 6, 2, 40.0, min_separation=2.0)
+    places = torch.stack([scenes.phi, scenes.theta, 1 / scenes.r], -1).double()
+    decoys = places.flip(0) + 0.05
+    quick = PursuitConfig(start_steps=0, final_steps=0, sweeps=0)
+    found = pursue(
+        scenes, scenes.num_sources, SYSTEM, quick, proposals=torch.cat([decoys, places], 1)
+    )
+    picked = torch.stack([found.positions.phi, found.positions.theta, 1 / found.positions.r], -1)
+    # Nothing is refined: what comes back are proposals, and of those the true places.
+    distance = (picked[:, :2, None] - places[:, None]).abs().amax(-1)
+    assert bool((distance.amin(2) < 1e-6).all()) and bool((distance.amin(1) < 1e-6).all())
+    assert bool(
+        (found.residual < pursue(scenes, None, SYSTEM, quick, proposals=decoys).residual).all()
+    )

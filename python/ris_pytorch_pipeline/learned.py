@@ -4,7 +4,7 @@
 The positions of the network's slots and the highest peaks of R_blend are the proposals of a scene.
 Matching pursuit picks sources among them, one after another, by what each takes off the residual of
 y, and refines all picked ones jointly after every pick (:func:`~.pursuit.pursue`). Where K is not
-known it stops where noise would give as much.
+known it stops where noise would give as much. A source that y hardly supports is left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from .configs import ConfigError
-from .estimators import Setting, checked_count, finite_scenes, register
+from .estimators import (
+    Setting,
+    checked_count,
+    count_by_residual,
+    finite_scenes,
+    keep_first,
+    register,
+)
 from .localize import Positions, estimate_positions
 from .model import infer
 from .pursuit import PursuitConfig, pursue, reconsider
@@ -24,6 +31,13 @@ from .simulate import Scenes
 
 FIRST_SNR_DB = 10.0
 """What the network is told of the noise before there is an estimate of it."""
+DOUBT = 1e-10
+"""Chance at which noise alone would put one more source into a scene, above which it is left out.
+
+Told K or not: what is found at a lower level is more often a wrong place, while the source was
+missed, and then costs twice what leaving it out does. Chosen by GOSPA on 60 scenes of each K in
+{1, 3, 5} at -5, 5 and 20 dB, drawn from another seed than the benchmark suite's.
+"""
 STARTS = 3
 """Proposals that are refined at every pick."""
 _BLOCK = 64
@@ -88,7 +102,8 @@ class Learned:
             symbols=setting.symbols,
             proposals=proposals,
         )
-        return self._complete(scenes, found.positions)
+        positions = self._complete(scenes, found.positions)
+        return keep_first(positions, count_by_residual(scenes, positions, setting, DOUBT))
 
     def _complete(self, scenes: Scenes, positions: Positions) -> Positions:
         return positions

@@ -238,9 +238,9 @@ def pursue(
     from in place of the maxima on a grid.
 
     ``num_sources`` [B] is K, 0 to ``system.max_sources``; None adds sources while the last one
-    takes more off the residual than noise would give
-    (:func:`~.stopping_rule.detection_threshold`). Sources come strongest first, as refined by :func:`~ris_pytorch_pipeline.refine.refine_positions`; a scene
-    that is not finite has none.
+    takes more off the residual than noise would give, see
+    :func:`~.stopping_rule.detection_threshold`. Sources come strongest first, as refined by
+    :func:`~ris_pytorch_pipeline.refine.refine_positions`; a scene that is not finite has none.
     """
     require_channel(scenes)
     config = config or PursuitConfig()
