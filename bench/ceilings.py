@@ -28,7 +28,7 @@ GEMM_EDGE = 1536
 SIZES = tuple(2**power for power in range(20, 29))
 SECONDS = 0.02
 GEMM_SECONDS = 0.2
-ROUNDS = 100_000
+ROUNDS = 1_000_000
 """Of the multiply-adds between registers: some milliseconds."""
 
 

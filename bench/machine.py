@@ -95,7 +95,7 @@ def pin(threads: int, device: str = "cpu") -> tuple[int, ...]:
     return chosen
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
 
 
 def keep_freed_memory() -> bool:
@@ -105,7 +105,5 @@ def keep_freed_memory() -> bool:
     it, for every peer alike. False where the C library has no such setting.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    largest = 2**31 - 1
-    return mallopt is not None and all(
-        mallopt(option, largest) == 1 for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD)
-    )
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1))
+    return mallopt is not None and all(mallopt(option, value) == 1 for option, value in settings)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import importlib.util
 import os
@@ -223,7 +224,12 @@ def _cpu_function(name: str) -> Any:
     status = _status["cpu"]
     if not status.available or status.path is None:
         return None
-    return getattr(ctypes.CDLL(status.path), name)
+    return getattr(_opened(status.path), name)
+
+
+@functools.cache
+def _opened(path: str) -> ctypes.CDLL:
+    return ctypes.CDLL(path)
 
 
 class _Selection(TorchDispatchMode):

@@ -85,10 +85,12 @@ def _cost(case: Case) -> Cost:
     passes = 3 if case.gradients else 1
     return Cost(
         flops=passes * 8 * b * n * k * g,
-        bytes_read=8 * b * n * k + 24 * g,
+        bytes_read=8 * b * n * k + 24 * g + (4 * b * g if case.gradients else 0.0),
         bytes_written=4 * b * g + (8 * b * n * k if case.gradients else 0.0),
         footprint=8 * b * n * k + 24 * g + 4 * b * g,
-        formula=f"FLOPs: {'3 x ' if case.gradients else ''}8BNkG; bytes: 8BNk + 24G read, 4BG",
+        formula="FLOPs: 3 x 8BNkG; bytes: 8BNk + 4BG + 24G read, 4BG + 8BNk written"
+        if case.gradients
+        else "FLOPs: 8BNkG; bytes: 8BNk + 24G read, 4BG written",
     )
 
 

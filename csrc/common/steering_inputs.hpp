@@ -68,10 +68,10 @@ SteeringProblem<T> steering_problem(const Tensor& factor, const Tensor& phi, con
   p.elements = factor.size(1);
   p.points = phi.size(phi.dim() - 1);
   p.factor = factor_of<T>(factor);
-  p.shared = phi.dim() == 1;
   p.phi = real_matrix(phi);
   p.theta = real_matrix(theta);
   p.r = real_matrix(r);
+  p.shared = p.phi.stride[0] == 0 && p.theta.stride[0] == 0 && p.r.stride[0] == 0;
   p.positions = real_matrix(positions);
   p.wavelength = wavelength;
   p.taper = taper;

@@ -26,7 +26,7 @@ template <typename T>
 struct SteeringProblem {
   int64_t scenes, elements, points;  // B, N, G
   Factor<T> factor;                  // X, k columns
-  bool shared;                       // points [G] of all scenes; their stride over scenes is 0
+  bool shared;                       // by all scenes: points [G], or expanded ones
   RealMatrix phi, theta, r;          // [B, G]
   RealMatrix positions;              // [N, 3]
   double wavelength;

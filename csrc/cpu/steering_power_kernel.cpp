@@ -173,7 +173,7 @@ template <typename T>
 void steering_power_backward(const SteeringProblem<T>& p, const T* grad, const int64_t* grad_stride,
                              int64_t parts, T* sums, int64_t begin, int64_t end) {
   const int64_t k = p.factor.columns, chunks = steering_chunks(p.points);
-  constexpr int64_t kBlocks = kChunkPoints / kPoints<T>;
+  const int64_t chunk_blocks = chunk_points(p.points) / kPoints<T>;
   const int64_t blocks = (p.points + kPoints<T> - 1) / kPoints<T>;
   Carver counter(nullptr);
   const GradientWork<T> size(counter, p);
@@ -190,8 +190,9 @@ void steering_power_backward(const SteeringProblem<T>& p, const T* grad, const i
     const int64_t last = (part + 1) * chunks / parts;
     for (int64_t chunk = part * chunks / parts; chunk < last; ++chunk) {
       for (int64_t i = 0; i < k * work.pitch; ++i) work.sum_re[i] = work.sum_im[i] = T(0);
-      const int64_t stop = (chunk + 1) * kBlocks < blocks ? (chunk + 1) * kBlocks : blocks;
-      for (int64_t block = chunk * kBlocks; block < stop; ++block)
+      const int64_t stop =
+          (chunk + 1) * chunk_blocks < blocks ? (chunk + 1) * chunk_blocks : blocks;
+      for (int64_t block = chunk * chunk_blocks; block < stop; ++block)
         add_gradient_block(p, work, scene, grad + scene * grad_stride[0], grad_stride[1], block);
       for (int64_t n = 0; n < p.elements; ++n)
         for (int64_t j = 0; j < k; ++j) {

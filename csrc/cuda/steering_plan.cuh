@@ -45,8 +45,7 @@ constexpr double row_cost() {
 
 template <typename T>
 bool shared_points(const SteeringProblem<T>& p) {
-  return p.shared || p.scenes == 1 ||
-         (p.phi.stride[0] == 0 && p.theta.stride[0] == 0 && p.r.stride[0] == 0);
+  return p.shared || p.scenes == 1;
 }
 
 // Tiles of this shape.

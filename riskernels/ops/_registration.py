@@ -128,12 +128,15 @@ def caller(op: str) -> Callable[..., Any]:
     compiling, grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
     requires_grad, level = torch._C._any_requires_grad, torch._C._functorch.maybe_current_level
     below_autograd = torch._C._AutoDispatchBelowAutograd
+    # What overrides torch functions runs Python inside the call, which may need autograd.
+    overridden = torch._C._has_torch_function
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if (
             compiling()
             or forward_ad._current_level >= 0
             or level() is not None
+            or overridden(args)
             or (grad_enabled() and requires_grad(*args, **kwargs))
         ):
             return overload(*args, **kwargs)

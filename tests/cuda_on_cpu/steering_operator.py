@@ -30,7 +30,8 @@ def _call(backward: bool, factor: Tensor, points: Points, options: dict[str, int
         call.integer(name, size)
     call.array("factor", factor)
     call.integer("points", points.phi.shape[-1])
-    call.integer("shared", points.phi.dim() == 1)
+    coordinates = (points.phi, points.theta, points.r)
+    call.integer("shared", all(x.dim() == 1 or x.stride(0) == 0 for x in coordinates))
     for name in ("phi", "theta", "r", "positions"):
         tensor = getattr(points, name)
         call.array(name, tensor, tensor.stride() if tensor.dim() == 2 else (0, tensor.stride(0)))
