@@ -108,8 +108,8 @@ class Omp(_Pursuit):
 class OmpCautious(Omp):
     """:class:`Omp` without the sources that y hardly supports, told K or not.
 
-    What the learned estimators leave out by :data:`~.stopping_rule.DOUBT`, this one does: what they
-    gain over ``omp`` by their network shows beside it.
+    It leaves out by the rule of the learned estimators, :data:`~.stopping_rule.DOUBT`: what they
+    gain over ``omp`` by that rule alone, it gains too.
     """
 
     name = "omp_cautious"

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -104,9 +105,10 @@ class EstimatorTask:
     def title(self) -> str:
         return f"estimator {self.estimator.name}"
 
-    @property
+    @cached_property
     def code(self) -> str | None:
-        # An object's module is that of its class, and a function has one of its own.
+        # Of the source at the start: an edit while it runs is not what runs. The module of an
+        # object is that of its class; a function has one of its own.
         return source_digest(getattr(self.estimator, "__module__", ""))
 
     def accepts(self, record: Record) -> bool:
@@ -154,7 +156,7 @@ class BoundsTask:
     key: str = "bounds"
     title: str = "the bounds"
 
-    @property
+    @cached_property
     def code(self) -> str | None:
         return source_digest(deterministic_bound.__module__)
 
@@ -217,7 +219,7 @@ class CovariancesTask:
     key: str = "covariances"
     title: str = "the covariances' errors"
 
-    @property
+    @cached_property
     def code(self) -> str | None:
         return source_digest(covariance_errors.__module__, infer.__module__)
 

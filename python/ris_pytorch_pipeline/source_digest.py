@@ -28,9 +28,12 @@ def source_digest(*modules: str) -> str | None:
     waiting, found = list(modules), dict[str, bytes]()
     while waiting:
         name = waiting.pop()
+        top, _, inner = name.partition(".")
+        # A submodule is looked for by importing its package: not where that is another's.
+        if name in found or (inner and top not in packages):
+            continue
         file = _file(name)
-        near = name.partition(".")[0] in packages or (file is not None and file.parent in folders)
-        if file is None or name in found or not near:
+        if file is None or (top not in packages and file.parent not in folders):
             continue
         found[name] = file.read_bytes()
         waiting += _imports(name, found[name])
