@@ -16,8 +16,12 @@ from ris_pytorch_pipeline.evaluate import evaluate
 from ris_pytorch_pipeline.evaluation_tasks import BOUNDS_BLOCK, BoundsTask
 from ris_pytorch_pipeline.source_digest import source_digest
 
+EMPTY = '[{"deterministic": [], "stochastic": [], "coordinates": [], "xyz": [[1]], "R_samp": {}}]'
 
-@pytest.mark.parametrize("records", ["5", "[{}]", "[3]", "null", '[{"xyz": 5, "seconds": 1}]'])
+
+@pytest.mark.parametrize(
+    "records", ["5", "[{}]", "[3]", "null", '[{"xyz": 5, "seconds": 1}]', EMPTY]
+)
 @pytest.mark.parametrize("task", ["bounds", "covariances", "fixed-known"])
 def test_damaged_records_are_named(tmp_path, task: str, records: str) -> None:
     suite = small_suite(1, (1,), (20.0,))

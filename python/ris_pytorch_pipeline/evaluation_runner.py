@@ -62,7 +62,8 @@ def check_records(suite: Suite, tasks: Iterable[Task], folder: Path) -> None:
         ConfigError: names the file.
     """
     for task in tasks:
-        for path in (file_of(folder, task, cell) for cell in suite.cells):
+        for cell in suite.cells:
+            path = file_of(folder, task, cell)
             if not path.is_file():
                 continue
             contents = _contents(path)
@@ -71,7 +72,7 @@ def check_records(suite: Suite, tasks: Iterable[Task], folder: Path) -> None:
                     f"{path}: made by another version of {task.title}; --overwrite, or another "
                     "--out"
                 )
-            if not all(map(task.accepts, contents["records"])):
+            if not all(task.accepts(record, cell) for record in contents["records"]):
                 raise _damaged(path)
 
 

@@ -24,6 +24,7 @@ from .metrics import covariance_errors
 from .model import infer
 from .simulate import DrawnScenes, true_covariance, true_steering
 from .source_digest import source_digest
+from .suite import Cell
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -53,8 +54,8 @@ class Task(Protocol):
         """Digest of the source that makes the records, if there is one: :func:`.source_digest`."""
         ...
 
-    def accepts(self, record: Record) -> bool:
-        """Whether a record from a file is one that the task could have made."""
+    def accepts(self, record: Record, cell: Cell) -> bool:
+        """Whether a record from a file is one that the task could have made of the cell."""
         ...
 
     def __call__(self, drawn: DrawnScenes) -> list[Record]:
@@ -111,7 +112,7 @@ class EstimatorTask:
         # object is that of its class; a function has one of its own.
         return source_digest(getattr(self.estimator, "__module__", ""))
 
-    def accepts(self, record: Record) -> bool:
+    def accepts(self, record: Record, cell: Cell) -> bool:
         places = record.get("xyz")
         return (
             isinstance(places, list)
@@ -160,11 +161,12 @@ class BoundsTask:
     def code(self) -> str | None:
         return source_digest(deterministic_bound.__module__)
 
-    def accepts(self, record: Record) -> bool:
+    def accepts(self, record: Record, cell: Cell) -> bool:
         found = [record.get(name) for name in ("deterministic", "stochastic", "coordinates")]
-        if not all(isinstance(part, list) and len(part) == len(found[0] or ()) for part in found):
+        lists = [part for part in found if isinstance(part, list) and len(part) == cell.num_sources]
+        if len(lists) < len(found):
             return False
-        one, other, coordinates = (part or [] for part in found)
+        one, other, coordinates = lists
         return _bounds([*one, *other]) and all(
             isinstance(source, list) and len(source) == 3 and _bounds(source)
             for source in coordinates
@@ -223,7 +225,7 @@ class CovariancesTask:
     def code(self) -> str | None:
         return source_digest(covariance_errors.__module__, infer.__module__)
 
-    def accepts(self, record: Record) -> bool:
+    def accepts(self, record: Record, cell: Cell) -> bool:
         names = {"R_samp"} if self.checkpoint is None else {"R_samp", "R_pred", "R_blend"}
         return set(record) == names and all(
             isinstance(entry, dict) and _numbers([entry.get("nmse"), entry.get("overlap")], 2)
