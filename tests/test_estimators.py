@@ -34,7 +34,7 @@ from ris_pytorch_pipeline.model import LocalizationNet
 from ris_pytorch_pipeline.simulate import Scenes, Simulator
 
 SMALL = SystemConfig(n_h=6, n_v=6, antennas=8, snapshots=8, max_sources=3)
-NAMES = ("joint_ls", "learned", "learned_search", "music", "mvdr", "omp")
+NAMES = ("joint_ls", "learned", "learned_search", "music", "mvdr", "omp", "omp_cautious")
 
 
 def checkpoint(system: SystemConfig) -> Checkpoint:
@@ -172,8 +172,8 @@ def test_no_allocation_is_large(seed: int, name: str) -> None:
     assert largest.size < 200e6
 
 
-@pytest.mark.parametrize("name", ["learned", "learned_search"])
-def test_a_learned_estimator_leaves_out_what_noise_would_give(seed: int, name: str) -> None:
+@pytest.mark.parametrize("name", ["learned", "learned_search", "omp_cautious"])
+def test_a_cautious_estimator_leaves_out_what_noise_would_give(seed: int, name: str) -> None:
     scenes = scenes_of(seed, 8, min_sources=2)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(scenes.y.shape, dtype=torch.complex64, generator=generator)
@@ -181,3 +181,14 @@ def test_a_learned_estimator_leaves_out_what_noise_would_give(seed: int, name: s
         assert bool(estimator(name)(scenes, count).valid.any())
         silent = estimator(name)(dataclasses.replace(scenes, y=noise), count)
         assert not bool(silent.valid.any())
+
+
+def test_cautious_pursuit_is_the_pursuit_cut_short(seed: int) -> None:
+    scenes = scenes_of(seed, 12, min_sources=3, snr_db_min=0.0, snr_db_max=0.0)
+    for count in (scenes.num_sources, None):
+        whole, found = (estimator(name)(scenes, count) for name in ("omp", "omp_cautious"))
+        assert torch.equal(whole.cartesian, found.cartesian)
+        assert not bool((found.valid & ~whole.valid).any())
+        assert int(found.valid.sum()) < int(whole.valid.sum())
+        # What is left out is at the end.
+        assert not bool((found.valid[:, 1:] & ~found.valid[:, :-1]).any())

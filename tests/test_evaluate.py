@@ -19,7 +19,6 @@ from ris_pytorch_pipeline.configs import ConfigError
 from ris_pytorch_pipeline.evaluate import evaluate
 from ris_pytorch_pipeline.evaluation_metrics import COLUMNS, RANGE_EDGES, estimator_results
 from ris_pytorch_pipeline.evaluation_report import (
-    cell_line,
     csv_text,
     entry_of,
     markdown,
@@ -52,6 +51,9 @@ def test_numbers_of_an_estimator_by_hand() -> None:
     got = estimator_results(estimates, truths, [0.1, 0.3, 0.2])
     squares = [0.09 + 2 + 2, 0.36 + 2, 2.0]
     assert got["gospa"] == pytest.approx(math.sqrt(np.mean(squares)), rel=1e-5)
+    rest = [np.sqrt(np.mean(squares[:i] + squares[i + 1 :])) for i in range(3)]
+    spread = math.sqrt(2 / 3 * sum((value - np.mean(rest)) ** 2 for value in rest))
+    assert got["gospa_error"] == pytest.approx(spread, rel=1e-5)
     assert got["gospa_mean"] == pytest.approx(np.mean(np.sqrt(squares)), rel=1e-5)
     parts = [got[f"gospa_{part}"] for part in ("localisation", "missed", "false")]
     assert parts == pytest.approx([0.45 / 3, 4 / 3, 4 / 3], rel=1e-5)
@@ -77,7 +79,8 @@ def test_scenes_without_sources_or_estimates_have_numbers() -> None:
     got = estimator_results([[], [[1.0, 0, 0]]], [np.empty((0, 3)), np.empty((0, 3))])
     assert got["gospa"] == 1.0 and got["median_error"] is None and got["f1_1m"] == 0.0
     assert (got["sources"], got["false"], got["seconds_per_scene"]) == (0, 1, None)
-    assert estimator_results([[]], [[]])["f1_1m"] is None
+    one = estimator_results([[]], [[]])
+    assert one["f1_1m"] is None and one["gospa_error"] is None
     with pytest.raises(ValueError, match="at least one"):
         estimator_results([], [])
 
@@ -110,7 +113,6 @@ def test_report_is_that_of_the_suite_and_the_estimates(report: dict) -> None:
         )
         assert 0 < entry["covariances"]["R_samp"]["overlap"] < 1
         assert entry["covariances"]["R_samp"]["nmse"] > 0
-        assert f"K = {k}, {cell.snr_db:g} dB" in cell_line(entry)
 
 
 def test_csv_holds_the_report(report: dict) -> None:
@@ -130,6 +132,8 @@ def test_tables_show_the_report_and_mark_the_best(report: dict) -> None:
     entry = entry_of(report["cells"][0], "fixed", True)
     assert entry is not None
     assert f"| 1 | fixed | **{entry['gospa']:.2f}** |" in text
+    assert f"| 2 | *no answer* | {2:.2f} | {2:.2f} |" in text
+    assert f"| 1 | *largest standard error* | {entry['gospa_error']:.2f} |" in text
     assert "bound (median PEB)" in text and "F1 at 0.5 m" in text
     assert report["suite"]["fingerprint"] in text
     two = json.loads(json.dumps(report))
@@ -139,6 +143,31 @@ def test_tables_show_the_report_and_mark_the_best(report: dict) -> None:
     assert f"| 1 | worse | {entry['gospa'] + 1:.2f} |" in markdown(two)
     with pytest.raises(ValueError, match="no finished cell"):
         markdown({**report, "cells": []})
+
+
+def test_a_median_over_some_of_the_sources_shows_their_share_and_is_not_the_best(
+    report: dict,
+) -> None:
+    edited = json.loads(json.dumps(report))
+    for cell in edited["cells"]:
+        first = cell["estimators"][0]
+        few = {"estimator": "few", "median_error": 0.001, "estimates": first["estimates"] - 1}
+        cell["estimators"].append({**json.loads(json.dumps(first)), **few})
+    text = markdown(edited)
+    assert "| 1 | few | 0.001 (80 %) | 0.001 (80 %) |" in text
+    assert "| 2 | few | 0.001 (90 %) |" in text
+    best = edited["cells"][0]["estimators"][0]["median_error"]
+    assert f"| 1 | fixed | **{best:.3f}** |" in text
+
+
+def test_the_line_below_names_the_checkpoint(report: dict) -> None:
+    made = {"recipe": "default", "val_loss": 0.51234, "weights_sha256": "a" * 64}
+    made |= {"config_sha256": "b" * 64}
+    line = (
+        "Checkpoint: configuration bbbbbbbbbbbb (recipe default), validation loss 0.5123, weights"
+    )
+    assert f"{line} aaaaaaaaaaaa." in markdown({**report, "checkpoint": made})
+    assert "Checkpoint" not in markdown(report)
 
 
 def test_an_estimator_sees_no_label(tmp_path) -> None:
@@ -229,6 +258,9 @@ def test_a_folder_of_another_evaluation_is_refused(tmp_path) -> None:
     assert done["checkpoint"] == "another"
     (tmp_path / "cells" / "bounds_K1_SNR20.json").write_text("{")
     with pytest.raises(ConfigError, match=r"bounds_K1_SNR20.json: damaged; delete it"):
+        evaluate([Fixed()], suite, tmp_path, note={"checkpoint": "another"})
+    (tmp_path / "identity.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"identity.json: damaged"):
         evaluate([Fixed()], suite, tmp_path, note={"checkpoint": "another"})
     (tmp_path / "identity.json").unlink()
     with pytest.raises(ConfigError, match="holds records without identity"):

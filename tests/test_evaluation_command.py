@@ -9,18 +9,22 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from evaluation_helpers import SYSTEM
 from training_helpers import experiment
 
 from bench import table
 from ris_pytorch_pipeline import evaluation_report
-from ris_pytorch_pipeline.checkpoint import save_checkpoint
+from ris_pytorch_pipeline.checkpoint import Checkpoint, save_checkpoint
 from ris_pytorch_pipeline.cli import main
+from ris_pytorch_pipeline.evaluation_command import checkpoint_facts
 from ris_pytorch_pipeline.evaluation_report import markdown, read_report
 from ris_pytorch_pipeline.model import LocalizationNet
+from ris_pytorch_pipeline.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--counts", "1", "--snrs_db", "20", "--scenes", "2", "--device", "cpu"]
@@ -77,6 +81,47 @@ def test_one_command_leaves_report_table_and_figures(
     # Nothing is left to do: the same again is the same report.
     assert main(["evaluate", "--out", str(out), "--estimators", own, "omp", *QUICK]) == 0
     assert read_report(out / "evaluation.json")["cells"] == report["cells"]
+
+
+def test_an_estimator_of_the_present_folder_is_found(tmp_path: Path) -> None:
+    """A console script's first place of modules is the folder of the script."""
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "ris"
+    script.write_text("import sys\nfrom ris_pytorch_pipeline.cli import main\nsys.exit(main())\n")
+    (tmp_path / "mine.py").write_text(OWN.format(pause=0))
+    command = [sys.executable, str(script), "evaluate", "--estimators", "mine:Ahead", *QUICK]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [*command, "--out", "out", "--no-figures"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (cell,) = read_report(tmp_path / "out" / "evaluation.json")["cells"]
+    assert {entry["estimator"] for entry in cell["estimators"]} == {"ahead"}
+
+
+def test_the_report_says_what_a_checkpoint_is() -> None:
+    config = RECIPES["default"]
+    torch.manual_seed(0)
+    net = LocalizationNet(config.system, config.model, config.covariance)
+    here = replace(
+        config,
+        train=replace(config.train, device="cpu", log_every=7),
+    )
+    facts = checkpoint_facts(Checkpoint(here, net, {"val_loss": 0.5}))
+    assert facts["recipe"] == "default" and facts["val_loss"] == 0.5
+    other = replace(here, data=replace(here.data, shards="/some/folder"))
+    shards = checkpoint_facts(Checkpoint(other, net, {}))
+    assert shards["recipe"] is None and shards["val_loss"] is None
+    assert "/some/folder" not in json.dumps(shards)
+    assert shards["weights_sha256"] == facts["weights_sha256"]
+    with torch.no_grad():
+        next(net.parameters()).add_(1)
+    changed = checkpoint_facts(Checkpoint(replace(here, train=config.train), net, {}))
+    assert changed["weights_sha256"] != facts["weights_sha256"]
+    assert changed["config_sha256"] != facts["config_sha256"]
+    longer = replace(here, train=replace(config.train, epochs=3))
+    assert checkpoint_facts(Checkpoint(longer, net, {}))["recipe"] is None
 
 
 def test_ctrl_c_leaves_what_is_done(own: str, tmp_path: Path) -> None:

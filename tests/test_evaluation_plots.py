@@ -53,6 +53,23 @@ def test_errors_and_bounds_are_those_of_the_report(report: dict) -> None:
         assert axes.get_yscale() == "log"
 
 
+def test_errors_of_fewer_answers_than_sources_are_hollow(report: dict) -> None:
+    assert "hollow" not in error_figure(report).get_suptitle()
+    edited = copy.deepcopy(report)
+    edited["cells"][0]["estimators"][0]["estimates"] -= 1
+    figure = error_figure(edited)
+    assert "hollow: fewer estimates than sources" in figure.get_suptitle()
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    cell = edited["cells"][0]
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in hollow] == [
+        ([cell["snr_db"]], [cell["estimators"][0]["median_error"]])
+    ]
+    figure = range_figure(edited)
+    assert "hollow" in figure.get_suptitle()
+    assert lines(figure.axes[0])["fixed"].get_markerfacecolor() == "white"
+    assert lines(figure.axes[0])["other"].get_markerfacecolor() != "white"
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_gospa_bars_add_up(report: dict, known: bool) -> None:
     figure = gospa_figure(report, known)
@@ -89,6 +106,7 @@ def test_a_slice_is_the_spectrum_and_holds_every_source_and_estimate() -> None:
     assert scenes.r[scene, :2].max() == scenes.r[:, :2].amax(1).min()
     truth = to_cartesian(scenes.phi, scenes.theta, scenes.r)[scene, :2].double()
     figure = slices_figure(suite, {"exact": truth.tolist(), "none": []}, cell, scene)
+    assert "whose sources are the nearest" in figure.get_suptitle()
     panels = [axes for axes in figure.axes if axes.get_xlabel() == "azimuth (degrees)"]
     assert len(panels) == 2
     r_samp = sample_covariance(scenes[scene], CovarianceConfig())[0].to(torch.complex128)

@@ -22,6 +22,7 @@ from .localize import Positions, SearchConfig, estimate_positions
 from .pursuit import PursuitConfig, pursue
 from .refine import Symbols
 from .simulate import Scenes
+from .stopping_rule import DOUBT
 
 
 class _CovariancePeaks:
@@ -101,6 +102,21 @@ class Omp(_Pursuit):
     """Simultaneous OMP with Gauss-Newton after every pick: :func:`~.pursuit.pursue`."""
 
     name = "omp"
+
+
+@register("omp_cautious")
+class OmpCautious(Omp):
+    """:class:`Omp` without the sources that y hardly supports, told K or not.
+
+    It leaves out by the rule of the learned estimators, :data:`~.stopping_rule.DOUBT`: what they
+    gain over ``omp`` by that rule alone, it gains too.
+    """
+
+    name = "omp_cautious"
+
+    def __call__(self, scenes: Scenes, num_sources: Tensor | None) -> Positions:
+        found = super().__call__(scenes, num_sources)
+        return keep_first(found, count_by_residual(scenes, found, self.setting, DOUBT))
 
 
 @register("joint_ls")

@@ -27,6 +27,7 @@ from .evaluation_runner import (
     IDENTITY,
     Progress,
     check_identity,
+    check_records,
     file_of,
     finished_cells,
     locked,
@@ -111,6 +112,9 @@ def tasks_for(
 def facts_of(suite: Suite, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Suite, machine, versions and commit, as they go into a report."""
     device = torch.device(device)
+    simulation = to_dict(suite.simulation(suite.cells[0]))
+    for name in ("min_sources", "snr_db_min", "snr_db_max"):
+        del simulation[name]  # Those of a cell.
     return {
         "suite": {
             "version": VERSION,
@@ -121,7 +125,7 @@ def facts_of(suite: Suite, device: torch.device | str = "cpu") -> dict[str, Any]
             "snrs_db": list(suite.snrs_db),
         },
         "system": to_dict(suite.system),
-        "simulation": to_dict(suite.simulation(suite.cells[0])),
+        "simulation": simulation,
         "device": device.type,
         "threads": torch.get_num_threads(),
         "machine": machine(device.type, device.index),
@@ -163,7 +167,8 @@ def evaluate(
         on_progress: called after every batch.
 
     Raises:
-        ConfigError: the folder holds another evaluation, or an argument cannot be used.
+        ConfigError: the folder holds another evaluation, records of an estimator whose code was
+            edited since or damaged ones, or an argument cannot be used.
         EvaluationError: an estimator failed or broke its contract.
     """
     if batch_size < 1:
@@ -179,6 +184,7 @@ def evaluate(
             shutil.rmtree(folder / "cells", ignore_errors=True)
             (folder / IDENTITY).unlink(missing_ok=True)
         check_identity(folder, {"suite": grows, **same})
+        check_records(suite, tasks, folder)
         try:
             run_tasks(suite, tasks, folder, batch_size=batch_size, on_progress=on_progress)
         finally:

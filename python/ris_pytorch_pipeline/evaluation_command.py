@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +23,17 @@ if TYPE_CHECKING:
     from .estimators import Estimator, Setting
     from .suite import Suite
 
+AROUND = ("device", "covariance", "log_every", "checkpoint_every", "process_timeout")
+"""Options of a training that say where and how it runs, not what it learns."""
+
 
 def _own_estimator(name: str, setting: Setting) -> Estimator:
     """The estimator that ``MODULE:CLASS`` makes of ``setting``."""
     module_name, _, class_name = name.partition(":")
+    # The console script's first place of modules is its own folder, not the one it is run in.
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
     try:
         made: Estimator = getattr(importlib.import_module(module_name), class_name)(setting)
     except (ImportError, AttributeError, TypeError) as error:
@@ -33,6 +43,37 @@ def _own_estimator(name: str, setting: Setting) -> Estimator:
     return made
 
 
+def checkpoint_facts(loaded: Checkpoint) -> dict[str, Any]:
+    """What a network is: digests of weights and configuration, recipe and validation loss.
+
+    Nothing in it is a path: the folder of a training's shards is left out.
+    """
+    from .configs import to_dict
+    from .recipes import RECIPES
+
+    weights = hashlib.sha256()
+    for name, value in loaded.net.state_dict().items():
+        weights.update(name.encode())
+        weights.update(value.cpu().contiguous().numpy().tobytes())
+    config = to_dict(loaded.config)
+    shards = config["data"].pop("shards")
+
+    def learned(whole: dict[str, Any]) -> dict[str, Any]:
+        """The configuration without what a training's weights do not depend on."""
+        train = {name: value for name, value in whole["train"].items() if name not in AROUND}
+        data = {name: value for name, value in whole["data"].items() if name != "shards"}
+        return {**whole, "train": train, "data": data}
+
+    same = [name for name, made in RECIPES.items() if learned(to_dict(made)) == learned(config)]
+    return {
+        "recipe": same[0] if same and shards is None else None,
+        "val_loss": loaded.state.get("val_loss"),
+        "weights_sha256": weights.hexdigest(),
+        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        "config": config,
+    }
+
+
 @dataclass(frozen=True)
 class Evaluate:
     """Run estimators on the benchmark suite: errors, GOSPA and bounds, as JSON, CSV and figures."""
@@ -40,7 +81,8 @@ class Evaluate:
     out: str = "results_evaluate"
     """Folder of the results. One that is there already is continued."""
     estimators: tuple[str, ...] = ()
-    """Names of the estimators, or MODULE:CLASS for one of your own; all of them when left out."""
+    """Names of the estimators, or MODULE:CLASS for one of your own (from the present folder, say);
+    all of them when left out."""
     checkpoint: str | None = None
     """Folder of a trained network, for the learned estimators."""
     scenes: int = 200
@@ -120,16 +162,9 @@ class Evaluate:
         if self.checkpoint is None:
             return None, {"checkpoint": None}
         from .checkpoint import load_checkpoint
-        from .configs import to_dict
 
         loaded = load_checkpoint(self.checkpoint, device=device)
-        digest = hashlib.sha256()
-        for name, weights in loaded.net.state_dict().items():
-            digest.update(name.encode())
-            digest.update(weights.cpu().contiguous().numpy().tobytes())
-        return loaded, {
-            "checkpoint": {"sha256": digest.hexdigest(), "config": to_dict(loaded.config)}
-        }
+        return loaded, {"checkpoint": checkpoint_facts(loaded)}
 
     def _estimators(self, suite: Suite, checkpoint: Checkpoint | None) -> list[Estimator]:
         from .estimators import Setting, estimator_names, make_estimator

@@ -27,6 +27,7 @@ RANGE_EDGES = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0)
 """Metres between the bins of the range error."""
 COLUMNS = {
     "gospa": "root mean squared GOSPA of a scene, m",
+    "gospa_error": "standard error of gospa over the choice of scenes, by jackknife, m",
     "gospa_localisation": "mean squared error of the assigned pairs of a scene, summed, m^2",
     "gospa_missed": "c^2 / 2 for each missed source, mean over scenes, m^2",
     "gospa_false": "c^2 / 2 for each false estimate, mean over scenes, m^2",
@@ -67,6 +68,15 @@ def _median(values: npt.ArrayLike) -> float | None:
 def _rms(values: npt.ArrayLike) -> float | None:
     array = np.asarray(values, dtype=np.float64)
     return _number(float(np.sqrt(np.mean(array**2)))) if array.size else None
+
+
+def _rms_error(values: npt.ArrayLike) -> float | None:
+    """Standard error of the root mean square, by the jackknife: every value left out once."""
+    squares = np.asarray(values, dtype=np.float64) ** 2
+    if squares.size < 2:
+        return None
+    rest = np.maximum(squares.sum() - squares, 0) / (squares.size - 1)
+    return _number(float(np.sqrt(squares.size - 1) * np.std(np.sqrt(rest))))
 
 
 def _binned(ranges: npt.ArrayLike, values: npt.ArrayLike) -> list[dict[str, Any]]:
@@ -128,6 +138,7 @@ def estimator_results(
     names = ("azimuth", "elevation", "range")
     return {
         "gospa": _rms([score.distance for score in scores]),
+        "gospa_error": _rms_error([score.distance for score in scores]),
         "gospa_localisation": _mean([score.localisation for score in scores]),
         "gospa_missed": _mean([score.missed for score in scores]),
         "gospa_false": _mean([score.false for score in scores]),

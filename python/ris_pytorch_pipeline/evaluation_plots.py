@@ -18,7 +18,7 @@ from torch import Tensor
 from .configs import CovarianceConfig, SystemConfig
 from .covariance import sample_covariance
 from .evaluation_metrics import RANGE_EDGES
-from .evaluation_report import Report, entry_of, estimators_of
+from .evaluation_report import Report, answers_all, entry_of, estimators_of
 from .geometry import to_spherical
 from .plots import new_figure
 from .set_metrics import CUTOFF
@@ -33,6 +33,8 @@ COLOURS = ("#4e79a7", "#e15759", "#59a14f", "#f28e2b", "#b07aa1", "#76b7b2", "#9
 MARKERS = "osD^vPX*"
 PARTS = {"gospa_localisation": "#4e79a7", "gospa_missed": "#e15759", "gospa_false": "#f28e2b"}
 BOUND: dict[str, Any] = {"color": "black", "ls": "--", "lw": 1.4, "zorder": 1}
+
+HOLLOW = "\nhollow: fewer estimates than sources, the error is that of those that were answered"
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -80,13 +82,19 @@ def error_figure(report: Report) -> Figure:
     figure, panels = _panels(
         len(counts), rows, columns, 5.0 * columns + 2.2, 3.5 * rows + 0.5, share=True
     )
+    partial = False
     for axes, count in zip(panels.flat, counts, strict=False):
         cells = _cells(report, num_sources=count)
         snrs = [cell["snr_db"] for cell in cells]
         for number, name in enumerate(estimators_of(report, True)):
-            entries = (entry_of(cell, name, True) for cell in cells)
+            entries = [entry_of(cell, name, True) for cell in cells]
             errors = _nan([entry["median_error"] if entry else None for entry in entries])
             axes.plot(snrs, errors, **_style(number), label=name)
+            few = [entry is not None and not answers_all(entry) for entry in entries]
+            if any(few):
+                hollow = {**_style(number), "ls": "none", "mfc": "white", "label": f"_{name}"}
+                axes.plot(*np.array([snrs, errors])[:, few], **hollow)
+                partial = True
         for bound, style in (("deterministic", "--"), ("stochastic", ":")):
             values = _nan([cell["bounds"][f"peb_{bound}"] for cell in cells])
             axes.plot(snrs, values, **{**BOUND, "ls": style}, label=f"{bound} bound")
@@ -99,7 +107,8 @@ def error_figure(report: Report) -> Figure:
         axes.set_ylabel("median position error (m)")
     _legend(figure, panels.flat[0])
     figure.suptitle(
-        "Median position error, K known; bound: median over the sources of the RMS error bound",
+        "Median position error, K known; bound: median over the sources of the RMS error bound"
+        + (HOLLOW if partial else ""),
         fontsize=10,
     )
     return figure
@@ -157,17 +166,24 @@ def gospa_figure(report: Report, sources_known: bool) -> Figure:
 
 
 def range_figure(report: Report) -> Figure:
-    """Median range error against range with K known, pooled over K, at the two highest SNRs."""
+    """Median range error against range with K known, pooled over K.
+
+    Of more than two SNRs the highest and the second below it are drawn.
+    """
     snrs = _values(report, "snr_db")[-3::2] if len(_values(report, "snr_db")) > 2 else None
     snrs = snrs or _values(report, "snr_db")
     figure, panels = _panels(len(snrs), 1, len(snrs), 5.0 * len(snrs) + 2.2, 4.2, share=True)
+    partial = False
     middle = [(low + high) / 2 for low, high in itertools.pairwise(RANGE_EDGES)]
     for axes, snr in zip(panels.flat, snrs, strict=True):
         cells = _cells(report, snr_db=snr)
         for number, name in enumerate(estimators_of(report, True)):
-            entries = [entry_of(cell, name, True) for cell in cells]
-            bins = [entry["range_error_by_range"] for entry in entries if entry]
-            axes.plot(middle, _pooled(bins), **_style(number), label=name)
+            entries = [e for cell in cells if (e := entry_of(cell, name, True)) is not None]
+            few = not all(map(answers_all, entries))
+            partial |= few
+            style = {**_style(number), **({"mfc": "white"} if few else {})}
+            bins = [entry["range_error_by_range"] for entry in entries]
+            axes.plot(middle, _pooled(bins), **style, label=name)
         bins = [cell["bounds"]["range_bound_by_range"] for cell in cells]
         axes.plot(middle, _pooled(bins), **BOUND, label="deterministic bound")
         _metres(axes)
@@ -176,7 +192,11 @@ def range_figure(report: Report) -> Figure:
         axes.set_xlabel("range of the source (m)")
     panels[0, 0].set_ylabel("median range error (m)")
     _legend(figure, panels.flat[0])
-    figure.suptitle("Range error against range, K known, mean over K of the medians", fontsize=10)
+    figure.suptitle(
+        "Range error against range, K known: mean over K of the medians; bound: of its medians"
+        + (HOLLOW if partial else ""),
+        fontsize=10,
+    )
     return figure
 
 
@@ -264,7 +284,8 @@ def slices_figure(
     figure.legend(
         handles, labels, loc="outside lower center", ncols=columns, fontsize=9, frameon=False
     )
-    figure.suptitle(f"Scene {scene} of {cell}, in the planes of its sources", fontsize=10)
+    which = ", whose sources are the nearest" if scene == nearest_scene(suite, cell) else ""
+    figure.suptitle(f"Scene {scene} of {cell}{which}: the planes of its sources", fontsize=10)
     return figure
 
 

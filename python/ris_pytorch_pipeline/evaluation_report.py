@@ -9,12 +9,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .configs import ConfigError
 from .evaluation_metrics import COLUMNS, SCHEMA
+from .set_metrics import CUTOFF
 
 Report = dict[str, Any]
 BOUNDS = ("peb_deterministic", "peb_stochastic", "azimuth_bound", "elevation_bound", "range_bound")
@@ -87,6 +89,15 @@ def entry_of(cell: Report, estimator: str, sources_known: bool) -> Report | None
     return None
 
 
+def answers_all(entry: Report) -> bool:
+    """Whether there are as many estimates as sources.
+
+    A median over the matched pairs of an estimator that answers fewer is one over the sources that
+    it chose, and compares with no other.
+    """
+    return bool(entry["estimates"] >= entry["sources"])
+
+
 def machine_line(report: Report) -> str:
     """What was evaluated, where and when."""
     gpu = report["machine"].get("gpu")
@@ -101,7 +112,21 @@ def machine_line(report: Report) -> str:
     return (
         f"Suite {suite['version']} (fingerprint {suite['fingerprint']}), "
         f"{suite['scenes']} scenes a cell; {where}, torch {report['versions']['torch']}; "
-        f"commit {commit}, {report['created'][:10]}."
+        f"commit {commit}, {report['created'][:10]}.{_checkpoint(report)}"
+    )
+
+
+def _checkpoint(report: Report) -> str:
+    """What the learned estimators' network is."""
+    made = report.get("checkpoint")
+    if not made:
+        return ""
+    recipe = f"recipe {made['recipe']}" if made["recipe"] else "no recipe's"
+    loss = made["val_loss"]
+    trained = "no validation loss" if loss is None else f"validation loss {loss:.4f}"
+    return (
+        f" Checkpoint: configuration {made['config_sha256'][:12]} ({recipe}), {trained}, "
+        f"weights {made['weights_sha256'][:12]}."
     )
 
 
@@ -125,23 +150,39 @@ def _table(report: Report, measure: str, sources_known: bool) -> list[str]:
     lines.append("|---:|---|" + "---:|" * len(snrs))
     for count in counts:
         rows: dict[str, list[str]] = {name: [] for name in names}
-        bound = []
+        bound: list[str] = []
+        spread: list[float | None] = []
         for snr in snrs:
             cell = cells.get((count, snr))
-            values = {}
-            for name in names:
-                entry = entry_of(cell, name, sources_known) if cell else None
-                values[name] = None if entry is None else entry[measure]
-            best = better((v for v in values.values() if v is not None), default=None)
-            for name, value in values.items():
+            found = [entry_of(cell, name, sources_known) if cell else None for name in names]
+            partial = [
+                measure == "median_error" and e is not None and not answers_all(e) for e in found
+            ]
+            values = [None if entry is None else entry[measure] for entry in found]
+            rivals = [
+                v for v, part in zip(values, partial, strict=True) if v is not None and not part
+            ]
+            best = better(rivals, default=None)
+            for name, entry, value, part in zip(names, found, values, partial, strict=True):
                 text = _text(value, form)
                 # All that print as the best one does are the best one.
-                shown_best = best is not None and text == _text(best, form)
-                rows[name].append(f"**{text}**" if shown_best else text)
+                if part and entry is not None:
+                    text += f" ({100 * entry['estimates'] // entry['sources']} %)"
+                elif best is not None and text == _text(best, form):
+                    text = f"**{text}**"
+                rows[name].append(text)
             bound.append(_text(cell["bounds"]["peb_deterministic"] if cell else None, form))
+            errors = [entry.get("gospa_error") for entry in found if entry is not None]
+            spread.append(max((e for e in errors if e is not None), default=None))
         lines += [_row([str(count), name, *row]) for name, row in rows.items()]
         if measure == "median_error":
             lines.append(_row([str(count), "*bound (median PEB)*", *bound]))
+        if measure == "gospa":
+            nothing = form.format(math.sqrt(count * CUTOFF**2 / 2))
+            lines.append(_row([str(count), "*no answer*", *[nothing] * len(snrs)]))
+            if any(error is not None for error in spread):
+                shown = [_text(error, form) for error in spread]
+                lines.append(_row([str(count), "*largest standard error*", *shown]))
     return lines
 
 
@@ -171,15 +212,3 @@ def markdown(report: Report) -> str:
             lines += [f"Number of sources {'known' if known else 'unknown'}:", ""]
             lines += [*_table(report, measure, known), ""]
     return "\n".join([*lines, _times(report), "", machine_line(report)])
-
-
-def cell_line(cell: Report) -> str:
-    """One line on a finished cell: GOSPA of every estimator."""
-    parts = [
-        f"{entry['estimator']}{'' if entry['sources_known'] else ' (K unknown)'} "
-        f"{_text(entry['gospa'], '{:.2f}')}"
-        for entry in cell["estimators"]
-    ]
-    bound = _text(cell["bounds"]["peb_deterministic"], "{:.3f}")
-    head = f"K = {cell['num_sources']}, {cell['snr_db']:g} dB: GOSPA in m: {', '.join(parts)}"
-    return f"{head}; position error bound {bound} m"

@@ -36,11 +36,44 @@ def read_records(path: Path) -> list[Record]:
     """
     if not path.is_file():
         return []
+    records: list[Record] = _contents(path)["records"]
+    return records
+
+
+def _contents(path: Path) -> dict[str, Any]:
     try:
-        records = json.loads(path.read_text())["records"]
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{path}: damaged; delete it, and it is computed again") from None
-    return list(records)
+        contents = json.loads(path.read_text())
+    except ValueError:
+        raise _damaged(path) from None
+    records = contents.get("records") if isinstance(contents, dict) else None
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise _damaged(path)
+    return dict(contents)
+
+
+def _damaged(path: Path) -> ConfigError:
+    return ConfigError(f"{path}: damaged; delete it, and it is computed again")
+
+
+def check_records(suite: Suite, tasks: Iterable[Task], folder: Path) -> None:
+    """Refuse records that cannot be used, or that another version of the code has made.
+
+    Raises:
+        ConfigError: names the file.
+    """
+    for task in tasks:
+        for cell in suite.cells:
+            path = file_of(folder, task, cell)
+            if not path.is_file():
+                continue
+            contents = _contents(path)
+            if contents.get("code") != task.code:
+                raise ConfigError(
+                    f"{path}: made by another version of {task.title}; --overwrite, or another "
+                    "--out"
+                )
+            if not all(task.accepts(record, cell) for record in contents["records"]):
+                raise _damaged(path)
 
 
 def check_identity(folder: Path, identity: dict[str, Any]) -> None:
@@ -58,7 +91,9 @@ def check_identity(folder: Path, identity: dict[str, Any]) -> None:
     try:
         earlier = json.loads(path.read_text())
     except ValueError:
-        raise ConfigError(f"{path}: damaged; choose another --out") from None
+        earlier = None
+    if not isinstance(earlier, dict):
+        raise ConfigError(f"{path}: damaged; choose another --out")
     wanted = json.loads(json.dumps(identity))
     names = dict.fromkeys([*earlier, *wanted])
     differ = [name for name in names if earlier.get(name) != wanted.get(name)]
@@ -154,7 +189,7 @@ def run_tasks(
                 path = file_of(folder, task, cell)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 records = read_records(path)[:first] + records
-                write_atomically(path, json.dumps({"records": records}) + "\n")
+                write_atomically(path, json.dumps({"code": task.code, "records": records}) + "\n")
                 left[task.key, cell] = suite.scenes - stop
                 ahead = sum(n * clock.pace(name, c) for (name, c), n in left.items())
                 finished = not any(left[other.key, cell] for other in tasks)

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -22,11 +23,15 @@ from .estimators import Estimator, receiver_view
 from .metrics import covariance_errors
 from .model import infer
 from .simulate import DrawnScenes, true_covariance, true_steering
+from .source_digest import source_digest
+from .suite import Cell
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 Record = dict[str, Any]
+BOUNDS_BLOCK = 40
+"""Scenes whose bounds are computed at once."""
 
 
 class EvaluationError(RuntimeError):
@@ -39,9 +44,41 @@ class Task(Protocol):
     @property
     def key(self) -> str: ...
 
+    @property
+    def title(self) -> str:
+        """What it is called in a message."""
+        ...
+
+    @property
+    def code(self) -> str | None:
+        """Digest of the source that makes the records, if there is one: :func:`.source_digest`."""
+        ...
+
+    def accepts(self, record: Record, cell: Cell) -> bool:
+        """Whether a record from a file is one that the task could have made of the cell."""
+        ...
+
     def __call__(self, drawn: DrawnScenes) -> list[Record]:
         """One record for each of the scenes."""
         ...
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _numbers(values: object, count: int) -> bool:
+    """Whether ``values`` is a list of ``count`` finite numbers."""
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(_is_number(value) and math.isfinite(value) for value in values)
+    )
+
+
+def _bounds(values: Sequence[object]) -> bool:
+    """Whether every one of ``values`` is a number, or none for infinity."""
+    return all(value is None or _is_number(value) for value in values)
 
 
 def _synchronise(device: torch.device) -> None:
@@ -64,6 +101,24 @@ class EstimatorTask:
     @property
     def key(self) -> str:
         return f"{self.estimator.name}-{'known' if self.known else 'unknown'}"
+
+    @property
+    def title(self) -> str:
+        return f"estimator {self.estimator.name}"
+
+    @cached_property
+    def code(self) -> str | None:
+        # Of the source at the start: an edit while it runs is not what runs. The module of an
+        # object is that of its class; a function has one of its own.
+        return source_digest(getattr(self.estimator, "__module__", ""))
+
+    def accepts(self, record: Record, cell: Cell) -> bool:
+        places = record.get("xyz")
+        return (
+            isinstance(places, list)
+            and all(_numbers(place, 3) for place in places)
+            and _numbers([record.get("seconds")], 1)
+        )
 
     def __call__(self, drawn: DrawnScenes) -> list[Record]:
         scenes = receiver_view(drawn.scenes).to(self.device)
@@ -100,16 +155,40 @@ class BoundsTask:
 
     system: SystemConfig
     key: str = "bounds"
+    title: str = "the bounds"
+
+    @cached_property
+    def code(self) -> str | None:
+        return source_digest(deterministic_bound.__module__)
+
+    def accepts(self, record: Record, cell: Cell) -> bool:
+        found = [record.get(name) for name in ("deterministic", "stochastic", "coordinates")]
+        lists = [part for part in found if isinstance(part, list) and len(part) == cell.num_sources]
+        if len(lists) < len(found):
+            return False
+        one, other, coordinates = lists
+        return _bounds([*one, *other]) and all(
+            isinstance(source, list) and len(source) == 3 and _bounds(source)
+            for source in coordinates
+        )
 
     def __call__(self, drawn: DrawnScenes) -> list[Record]:
-        scenes = drawn.scenes
+        # The derivatives of every snapshot are large: 200 MB are reached at 150 scenes.
+        return [
+            record
+            for start in range(0, len(drawn.scenes), BOUNDS_BLOCK)
+            for record in self._block(drawn, slice(start, start + BOUNDS_BLOCK))
+        ]
+
+    def _block(self, drawn: DrawnScenes, part: slice) -> list[Record]:
+        scenes, symbols, noise = drawn.scenes[part], drawn.symbols[part], drawn.noise_power[part]
         points = (scenes.phi.double(), scenes.theta.double(), scenes.r.double())
         common = (scenes.h, scenes.codes)
         deterministic = deterministic_bound(
-            points, *common, drawn.symbols, drawn.noise_power, self.system, mask=scenes.mask
+            points, *common, symbols, noise, self.system, mask=scenes.mask
         )
         stochastic = stochastic_bound(
-            points, *common, scenes.power, drawn.noise_power, self.system, mask=scenes.mask
+            points, *common, scenes.power, noise, self.system, mask=scenes.mask
         )
         one, other = (position_error_bound(b, points) for b in (deterministic, stochastic))
         deviation = deterministic.diagonal(dim1=1, dim2=2).sqrt().unflatten(1, (3, -1)).mT
@@ -131,7 +210,8 @@ def _finite(values: Sequence[float]) -> list[float | None]:
 class CovariancesTask:
     """NMSE and subspace overlap of R_samp, and with a network of its R_pred and R_blend.
 
-    The network is told the signal-to-noise ratio, as in its training; an estimator is not.
+    A network whose configuration wants the signal-to-noise ratio is told it, as in its training; an
+    estimator is not.
     """
 
     system: SystemConfig
@@ -139,6 +219,18 @@ class CovariancesTask:
     device: torch.device
     checkpoint: Checkpoint | None = None
     key: str = "covariances"
+    title: str = "the covariances' errors"
+
+    @cached_property
+    def code(self) -> str | None:
+        return source_digest(covariance_errors.__module__, infer.__module__)
+
+    def accepts(self, record: Record, cell: Cell) -> bool:
+        names = {"R_samp"} if self.checkpoint is None else {"R_samp", "R_pred", "R_blend"}
+        return set(record) == names and all(
+            isinstance(entry, dict) and _numbers([entry.get("nmse"), entry.get("overlap")], 2)
+            for entry in record.values()
+        )
 
     @torch.no_grad()
     def __call__(self, drawn: DrawnScenes) -> list[Record]:

@@ -28,16 +28,10 @@ from .model import infer
 from .pursuit import PursuitConfig, pursue, reconsider
 from .refine import refine_positions
 from .simulate import Scenes
+from .stopping_rule import DOUBT
 
 FIRST_SNR_DB = 10.0
 """What the network is told of the noise before there is an estimate of it."""
-DOUBT = 1e-10
-"""Chance at which noise alone would put one more source into a scene, above which it is left out.
-
-Told K or not: what is found at a lower level is more often a wrong place, while the source was
-missed, and then costs twice what leaving it out does. Chosen by GOSPA on 60 scenes of each K in
-{1, 3, 5} at -5, 5 and 20 dB, drawn from another seed than the benchmark suite's.
-"""
 STARTS = 3
 """Proposals that are refined at every pick."""
 _BLOCK = 64

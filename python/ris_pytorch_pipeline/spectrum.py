@@ -117,15 +117,6 @@ class Spectrum:
     def __len__(self) -> int:
         return self.factor.shape[0]
 
-    def part(self, scenes: slice) -> Spectrum:
-        """The spectra of some scenes."""
-        tensors = {
-            name: value[scenes]
-            for name in ("factor", "scale", "shift", "taken")
-            if (value := getattr(self, name)) is not None
-        }
-        return replace(self, **tensors)
-
     def deflated(self, basis: Tensor) -> Spectrum:
         """With the span of an orthonormal ``basis`` [B, N, J] taken out, in place of an earlier
         one."""

@@ -15,6 +15,15 @@ Fitted to the largest gain in scenes of noise alone at a false alarm of 1 %. Hal
 with every source that is there, because its position moves with the new one.
 """
 
+DOUBT = 1e-10
+"""Nominal chance at which noise alone would put one more source into a scene, above which it is
+left out. Nominal: the number of places searched was calibrated at 1 %.
+
+Told K or not: what is found at a lower level is more often a wrong place, while the source was
+missed, and then costs twice what leaving it out does. Chosen by GOSPA on 60 scenes of each K in
+{1, 3, 5} at -5, 5 and 20 dB, drawn from another seed than the benchmark suite's.
+"""
+
 
 def detection_threshold(
     system: SystemConfig, found: int, false_alarm: float, symbols: Symbols = "independent"
