@@ -40,6 +40,21 @@ RISKERNELS_INLINE typename Simd<T>::V blank(typename Simd<T>::V v,
   return reinterpret_cast<typename Simd<T>::V>(reinterpret_cast<typename Simd<T>::I>(v) & keep);
 }
 
+// Numbers ahead of a loop that are asked for: what hardware asks for by itself comes too late for
+// vectors of a whole line.
+template <typename T>
+constexpr int64_t kLine = 64 / sizeof(T);
+template <typename T>
+constexpr int64_t kAhead = (RISKERNELS_VECTOR_BYTES == 64 ? 48 : 8) * kLine<T>;
+
+template <typename T>
+RISKERNELS_INLINE void prefetch_ahead(const T* estimate, const T* target, int64_t length) {
+  for (int64_t u = 0; u < length; u += kLine<T>) {
+    __builtin_prefetch(estimate + u + kAhead<T>);
+    __builtin_prefetch(target + u + kAhead<T>);
+  }
+}
+
 // Sums of |E|^2 and |T|^2, in vectors of the working precision that are emptied into double before
 // a lane has added up so many numbers that rounding shows.
 template <typename T>
@@ -74,7 +89,6 @@ class Energies {
  private:
   static constexpr int kUnroll = 4;
   static constexpr int64_t kStep = kUnroll * S::W, kPending = 32 * kStep;
-  static constexpr int64_t kLine = 64 / sizeof(T), kAhead = 8 * kLine;
 
   template <bool Masked>
   RISKERNELS_INLINE void add_piece(const T* estimate, const T* target, int64_t length,
@@ -92,10 +106,7 @@ class Energies {
     int64_t k = 0;
     for (; k + kStep <= length; k += kStep) {
       // At the end of a row of a contiguous matrix this asks for the next one's lines.
-      for (int64_t u = 0; u < kStep; u += kLine) {
-        __builtin_prefetch(estimate + k + u + kAhead);
-        __builtin_prefetch(target + k + u + kAhead);
-      }
+      prefetch_ahead(estimate + k, target + k, kStep);
 #pragma GCC unroll 4
       for (int u = 0; u < kUnroll; ++u) step(u, k + u * S::W);
     }
@@ -128,6 +139,8 @@ RISKERNELS_INLINE void run_gradient(const T* estimate, const T* target, int64_t 
   // All loads before the stores: the compiler cannot know that outputs do not overlap inputs.
   for (; k + kUnroll * S::W <= length; k += kUnroll * S::W) {
     typename S::V g[kUnroll], t[kUnroll];
+    if constexpr (RISKERNELS_VECTOR_BYTES == 64)
+      prefetch_ahead(estimate + k, target + k, kUnroll * S::W);
 #pragma GCC unroll 4
     for (int u = 0; u < kUnroll; ++u) {
       t[u] = S::load(target + k + u * S::W);
