@@ -16,8 +16,8 @@ from riskernels import library
 from riskernels.testing import assert_close, tolerance
 
 LARGE = (16, 257)
-"""M and N from which on a scene is divided, where there are fewer scenes than threads: under
-AddressSanitizer, which runs four."""
+"""M and N from which on a scene is divided, where there are fewer scenes than threads. Both
+sanitizers run four."""
 CALLERS = 2
 
 
