@@ -154,17 +154,17 @@ def check_values(template: Template, args: Sequence[Any], kwargs: dict[str, Any]
             continue
         if moved is None:
             moved = movement(torch.complex64)
-        allowed = SLACK * eps * (size + moved[index] / PRECISION[torch.complex64])
+        by = moved[index]
         if dtype is torch.complex64:
             # What overflows in the reference may overflow in the operator.
-            keep &= torch.isfinite(allowed)
-        elif not bool(torch.isfinite(allowed[keep]).all()):
+            keep &= torch.isfinite(by)
+        elif not bool(torch.isfinite(by[keep]).all()):
             if own is None:
                 own = movement(torch.complex128)
-            # What does not move in proportion is not scaled to a smaller rounding.
-            share = torch.where(own[index] > LINEAR * size, 1.0, eps / PRECISION[torch.complex64])
-            exact = SLACK * (eps * size + share * own[index])
-            allowed = torch.where(torch.isfinite(allowed), allowed, exact)
+            by = torch.where(torch.isfinite(by), by, own[index])
+        # What does not move in proportion is not scaled to a smaller rounding.
+        share = torch.where(by > LINEAR * size, 1.0, eps / PRECISION[torch.complex64])
+        allowed = SLACK * (eps * size + share * by)
         if bool((wrong := keep & ~(error <= allowed)).any()):
             raise FindingError(
                 f"riskernels::{template.op}, result {index} of {dtype}: errors "
