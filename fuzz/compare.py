@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether an accepted result is right: the reference in complex128, and how well it is determined.
 
-A result is wrong where it is further from the reference in complex128 than the reference in
+A result is wrong where it is further from the reference in complex128 than the reference in the
 complex64 gets from it, when its inputs are rounded differently. That needs no bound per operator,
-and holds where a problem is ill conditioned or its terms cancel. A gradient is also held
-to output / input: what is below rounding of that changes no digit of the output.
+and holds where a problem is ill conditioned or its terms cancel. Where complex64 overflows, results
+in complex128 are held to how far the reference in complex128 moves with the same rounding of its
+inputs. A gradient is also held to output / input: what is below rounding of that changes no digit
+of the output.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ SHARES = ("subspace_leakage_forward", "factored_leakage_forward")
 """Operators whose output is what is left of 1, and as exact as that."""
 LARGEST = 1e18
 """Squares of what is larger overflow in float32."""
+LINEAR = 1e-2
+"""Share of a result up to which it moves as its inputs do; beyond, it is not determined."""
 
 
 def wide(value: Any) -> Any:
@@ -39,20 +43,19 @@ def wide(value: Any) -> Any:
     return value.detach().to(dtype).resolve_conj().resolve_neg().clone()
 
 
-def _rounded(value: Any, generator: torch.Generator) -> Any:
-    """``value`` in single precision, every number off by about its rounding.
+def _moved(value: Any, dtype: torch.dtype, generator: torch.Generator) -> Any:
+    """``value`` in the precision of ``dtype``, every number off by about a rounding of float32.
 
-    An option that float32 does not have becomes the nearest one that it has.
+    An option that float32 does not have becomes the nearest one that it has, for complex64.
     """
-    if isinstance(value, float) and value:
+    if isinstance(value, float) and value and dtype is torch.complex64:
         single = torch.finfo(torch.float32)
         return math.copysign(min(max(abs(value), single.tiny), single.max), value)
     if not isinstance(value, Tensor) or not (value.is_complex() or value.is_floating_point()):
         return value
     plain = wide(value)
-    eps = PRECISION[torch.complex64]
-    moved = plain * (1 + eps * torch.randn(plain.shape, generator=generator))
-    return moved.to(torch.complex64 if value.is_complex() else torch.float32)
+    moved = plain * (1 + PRECISION[torch.complex64] * torch.randn(plain.shape, generator=generator))
+    return moved.to(dtype if value.is_complex() else dtype.to_real())
 
 
 def outputs_and_gradients(
@@ -111,7 +114,21 @@ def check_values(template: Template, args: Sequence[Any], kwargs: dict[str, Any]
     want, weighted = reference(plain)
     if [g is None for g in got] != [w is None for w in want]:
         raise FindingError("a gradient is missing, or one too many")
-    moved: list[Tensor | float] | None = None
+    moved: list[Tensor] | None = None
+    own: list[Tensor] | None = None
+
+    def movement(width: torch.dtype) -> list[Tensor]:
+        """How far every result gets from ``want``, at most, by rounding the inputs."""
+        generator = torch.Generator().manual_seed(0)
+        furthest = [torch.zeros(())] * len(want)
+        for _ in range(PERTURBED):
+            off, _ = reference([_moved(a, width, generator) for a in args])
+            for i, (o, v) in enumerate(zip(off, want, strict=True)):
+                if o is not None and v is not None:
+                    shape = scenes if v.dim() and v.shape[0] == scenes else None
+                    furthest[i] = torch.maximum(furthest[i], _scene_norms(wide(o) - v, shape))
+        return furthest
+
     for index, (g, w) in enumerate(zip(got, want, strict=True)):
         if g is None or w is None:
             continue
@@ -136,17 +153,18 @@ def check_values(template: Template, args: Sequence[Any], kwargs: dict[str, Any]
         if not bool((keep & ~(error <= SLACK * eps * size)).any()):
             continue
         if moved is None:
-            generator = torch.Generator().manual_seed(0)
-            moved = [0.0] * len(want)
-            for _ in range(PERTURBED):
-                off, _ = reference([_rounded(a, generator) for a in args])
-                for i, (o, v) in enumerate(zip(off, want, strict=True)):
-                    if o is not None and v is not None:
-                        shape = scenes if v.dim() and v.shape[0] == scenes else None
-                        change = _scene_norms(wide(o) - v, shape)
-                        moved[i] = torch.maximum(torch.as_tensor(moved[i]), change)
-        allowed = SLACK * eps * (size + moved[index] / PRECISION[torch.complex64])
-        keep &= torch.isfinite(allowed)
+            moved = movement(torch.complex64)
+        by = moved[index]
+        if dtype is torch.complex64:
+            # What overflows in the reference may overflow in the operator.
+            keep &= torch.isfinite(by)
+        elif not bool(torch.isfinite(by[keep]).all()):
+            if own is None:
+                own = movement(torch.complex128)
+            by = torch.where(torch.isfinite(by), by, own[index])
+        # What does not move in proportion is not scaled to a smaller rounding.
+        share = torch.where(by > LINEAR * size, 1.0, eps / PRECISION[torch.complex64])
+        allowed = SLACK * (eps * size + share * by)
         if bool((wrong := keep & ~(error <= allowed)).any()):
             raise FindingError(
                 f"riskernels::{template.op}, result {index} of {dtype}: errors "

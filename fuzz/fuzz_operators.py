@@ -48,7 +48,8 @@ def _refusal(function: Any, args: Any, kwargs: Any, op: str) -> tuple[Any, str |
         return function(*args, **kwargs), None
     except (RuntimeError, ValueError) as error:
         words = str(error).split("\n")[0]
-        if "riskernels: no memory for an output" in words or "Storage size calc" in words:
+        allocation = words.startswith("riskernels: an output of shape ")
+        if (allocation and "could not be allocated" in words) or "Storage size calc" in words:
             return None, NO_MEMORY
         if f"riskernels::{op.removesuffix('_forward')}" not in words:
             raise FindingError(f"a refusal that does not name {op}: {words}") from error

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-SIZES = {"B": 3, "L": 5, "K": 2, "M": 11, "N": 13, "L+K": 7}
-"""Of the recorded calls, pairwise different, and none of them the 4 that is a constant."""
+SIZES = {"B": 6, "L": 5, "K": 2, "M": 11, "N": 13, "L+K": 7, "2L": 10, "G": 19}
+"""Of the recorded calls, pairwise different, and none of them the 3 or 4 that are constants."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,18 @@ def templates() -> list[Template]:
 
     from riskernels import library
 
-    simd_outputs.SCENES, simd_outputs.SNAPSHOTS = SIZES["B"], SIZES["L"]
-    simd_outputs.SOURCES = SIZES["K"]
-    with simd_outputs.Recorder() as recorder:
-        for call in simd_outputs._calls(SIZES["M"], SIZES["N"], torch.complex64, torch.complex64):
-            call()
+    sizes = {"SCENES": "B", "SNAPSHOTS": "L", "SOURCES": "K", "POINTS": "G"}
+    before = {name: getattr(simd_outputs, name) for name in sizes}
+    dtype = torch.complex64
+    try:
+        for name, symbol in sizes.items():
+            setattr(simd_outputs, name, SIZES[symbol])
+        with simd_outputs.Recorder() as recorder:
+            for call in simd_outputs._calls(SIZES["M"], SIZES["N"], dtype, dtype):
+                call()
+    finally:
+        for name, size in before.items():
+            setattr(simd_outputs, name, size)
     found: dict[str, Template] = {}
     for overload, args, kwargs in recorder.calls:
         op = overload.name().split("::")[1].split(".")[0]

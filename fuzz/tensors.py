@@ -18,6 +18,7 @@ SIZES = {
     "K": (2, 1, 3, 4, 7, 0),
     "M": (4, 1, 7, 8, 16, 17, 0),
     "N": (6, 1, 2, 8, 13, 16, 31, 33, 40, 65, 0),
+    "G": (5, 1, 2, 33, 40, 0),
 }
 DTYPES = (
     torch.complex64, torch.complex128, torch.complex32, torch.float32, torch.float64, torch.float16,
@@ -32,6 +33,7 @@ def sizes(choices: Choices) -> dict[str, int]:
     """One size for every symbol."""
     drawn = {name: choices.of(options) for name, options in SIZES.items()}
     drawn["L+K"] = drawn["L"] + drawn["K"]
+    drawn["2L"] = 2 * drawn["L"]
     return drawn
 
 

@@ -23,7 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import riskernels
 from riskernels import library
 
-SCENES, SNAPSHOTS, SOURCES = 3, 5, 3
+SCENES, SNAPSHOTS, SOURCES, POINTS = 3, 5, 3, 19
+DIVIDED = {"elements": 200, "points": 8200}
+"""So many points where there are so many elements: more than one sum of steering_power takes."""
 SIZES = ((1, 1), (7, 31), (17, 133))
 """M and N: neither a multiple of a vector of any instruction set."""
 DTYPES = (torch.complex64, torch.complex128)
@@ -72,7 +74,7 @@ def _calls(m: int, n: int, dtype: torch.dtype, computed_in: torch.dtype) -> Iter
     matrices = values((factors.x @ factors.x.mH + mixed, other.x @ other.x.mH + mixed))
     x, rho, y = values(factors.tensors)
     snapshots, samp = values((other.x.mT,))[0], matrices[1]
-    counts = torch.tensor([0, 1, SOURCES])
+    counts = torch.tensor([0, 1, SOURCES]).repeat(SCENES)[:SCENES]
     mask = torch.arange(n) % 5 != 1
     strided = tuple(matrix.mT for matrix in matrices)
 
@@ -97,7 +99,8 @@ def _calls(m: int, n: int, dtype: torch.dtype, computed_in: torch.dtype) -> Iter
     yield Call("factored_blend", loaded, (x,), (snapshots,))
     yield Call("factored_nmse", riskernels.factored_nmse, (x, rho, y))
     yield Call("factored_spectrum", riskernels.factored_spectrum, (x, rho))
-    angles = torch.linspace(-1.0, 1.0, 19, dtype=torch.float64)
+    g = DIVIDED["points"] if n >= DIVIDED["elements"] else POINTS
+    angles = torch.linspace(-1.0, 1.0, g, dtype=torch.float64)
     places = 0.3 * torch.sin(torch.arange(3.0 * n, dtype=torch.float64)).view(n, 3)
     points = (angles, 0.5 * angles.flip(0), 3.0 + 2 * angles, places, WAVELENGTH)
     for taper in (False, True):

@@ -63,6 +63,13 @@ def test_vmap(backend):
     with pytest.raises(RuntimeError, match="positions is mapped by vmap"):
         torch.vmap(lambda p: power(factor, phi, theta, r, p, WAVELENGTH))(positions[None])
 
+    # What a single call refuses, in the same words.
+    wanted = r"steering_power: theta has shape \[6, 9\], expected \[9\] as phi"
+    with pytest.raises(RuntimeError, match=wanted):
+        power(factor, phi[0], theta, r, positions, WAVELENGTH)
+    with pytest.raises(RuntimeError, match=wanted):
+        torch.vmap(lambda x: power(x, phi[0], theta, r, positions, WAVELENGTH))(factor[None])
+
     leaf = factor.requires_grad_()
     value = power(leaf, phi, theta, r, positions, WAVELENGTH)
     weights = torch.rand(3, 6, 9, dtype=torch.float64, device=backend.device)

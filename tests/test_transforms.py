@@ -8,6 +8,7 @@ import tikhonov_inputs as ti
 import torch
 import torch._dynamo
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 
 import riskernels
 from riskernels.testing import assert_close
@@ -196,3 +197,42 @@ def test_inference_mode_and_no_grad(inputs):
         with context:
             got = riskernels.tikhonov_covariance(*inputs.leaves().tensors)
         assert torch.equal(got, want) and not got.requires_grad
+
+
+def _scaled(weight, function, args, kwargs):
+    """The call with its first argument multiplied, which makes it differentiable."""
+    return function(args[0] * weight, *args[1:], **(kwargs or {}))
+
+
+@pytest.mark.parametrize("op", ["tikhonov_covariance", "tikhonov_snapshots"])
+def test_torch_functions_keep_gradients(inputs, op):
+    """What overrides torch functions may make an argument differentiable inside the call."""
+    weight = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    function = getattr(riskernels, op)
+    overload = getattr(torch.ops.riskernels, op).default
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is not overload:
+                return func(*args, **(kwargs or {}))
+            return _scaled(weight, func, args, kwargs)
+
+    class Weighted:
+        """Stands for a tensor, as the parameters of some libraries do."""
+
+        def __init__(self, value):
+            self.value = value
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            return _scaled(weight, func, (args[0].value, *args[1:]), kwargs)
+
+    y, h, codes = inputs.tensors
+    want = function(y * weight, h, codes)
+    (slope,) = torch.autograd.grad(want.abs().square().sum(), weight)
+    with Mode():
+        of_mode = function(y, h, codes)
+    for got in (of_mode, function(Weighted(y), h, codes)):
+        assert_close(got, want, 1e-13)
+        (found,) = torch.autograd.grad(got.abs().square().sum(), weight)
+        assert_close(found, slope, 1e-12)

@@ -39,7 +39,8 @@ inline torch::stable::Tensor new_output(const torch::stable::Tensor& like,
   if (aoti_torch_aten_new_empty(like.get(), sizes.data(), static_cast<int64_t>(sizes.size()), &type,
                                 &layout, &device_type, device_index, nullptr,
                                 &handle) != AOTI_TORCH_SUCCESS)
-    throw std::runtime_error("riskernels: no memory for an output of shape " + shape_text(sizes));
+    throw std::runtime_error("riskernels: an output of shape " + shape_text(sizes) +
+                             " could not be allocated");
   torch::stable::Tensor tensor(handle);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr std::uintptr_t kPage = 4096, kLarge = std::uintptr_t{1} << 22;

@@ -77,12 +77,11 @@ def sincos_angle(x):
 
 @triton.jit
 def load_points(phi, theta, r, stride, points, count, wavelength, dtype: tl.constexpr):
-    """(2 u, q) of points [P]; NaN where r is not positive."""
+    """(2 u, q) of points [P], int64; NaN where r is not positive."""
     inside = points < count
-    at = points.to(tl.int64)
-    azimuth = tl.load(phi + at * stride[0], mask=inside, other=0.0).to(tl.float64)
-    elevation = tl.load(theta + at * stride[1], mask=inside, other=0.0).to(tl.float64)
-    distance = tl.load(r + at * stride[2], mask=inside, other=1.0).to(tl.float64)
+    azimuth = tl.load(phi + points * stride[0], mask=inside, other=0.0).to(tl.float64)
+    elevation = tl.load(theta + points * stride[1], mask=inside, other=0.0).to(tl.float64)
+    distance = tl.load(r + points * stride[2], mask=inside, other=1.0).to(tl.float64)
     azimuth_sine, azimuth_cosine = sincos_angle(azimuth)
     sine, cosine = sincos_angle(elevation)
     q = tl.where(distance > 0.0, wavelength / distance, float("nan"))

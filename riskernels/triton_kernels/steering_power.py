@@ -74,7 +74,7 @@ def steering_power_kernel(
     """Powers at P points of some scenes; grid (point tiles * groups of scenes)."""
     dtype: tl.constexpr = factor.dtype.element_ty
     first = (tl.program_id(0) // point_tiles).to(tl.int64) * tile_scenes
-    point = (tl.program_id(0) % point_tiles) * P + tl.arange(0, P)
+    point = (tl.program_id(0) % point_tiles).to(tl.int64) * P + tl.arange(0, P)
     wavelength = tl.full((), wavelength, tl.float64)
     if not SHARED:
         phi += first * scene_stride[0]
@@ -138,7 +138,7 @@ def steering_gradient_kernel(
     to = scene * elements * columns + j
     begin = part * part_tiles
     for point_tile in range(begin, tl.minimum(begin + part_tiles, point_tiles)):
-        point = point_tile * P + tl.arange(0, P)
+        point = (tl.full((), 0, tl.int64) + point_tile) * P + tl.arange(0, P)
         later = tl.full([1, 1], 0, tl.int32) + point_tile > begin
         ux, uy, uz, q = load_points(phi, theta, r, point_stride, point, points, wavelength, dtype)
         re, im = project(
@@ -146,7 +146,7 @@ def steering_gradient_kernel(
             wavelength, TAPER, P, C, E,
         )  # fmt: skip
         present = (point < points)[:, None] & inside[None, :]
-        of_point = scene[None, :] * g_stride[0] + point.to(tl.int64)[:, None] * g_stride[1]
+        of_point = scene[None, :] * g_stride[0] + point[:, None] * g_stride[1]
         weight = tl.load(grad + of_point, mask=present, other=0.0) * tl.full(
             (), scale, tl.float64
         ).to(dtype)

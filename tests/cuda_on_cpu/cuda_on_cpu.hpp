@@ -155,9 +155,3 @@ inline void sincospi(double x, double* sine, double* cosine) {
   *sine = quarter == 0 ? s : quarter == 1 ? c : quarter == 2 ? -s : -c;
   *cosine = quarter == 0 ? c : quarter == 1 ? -s : quarter == 2 ? -c : s;
 }
-inline void sincospif(float x, float* sine, float* cosine) {
-  double s, c;
-  sincospi(x, &s, &c);
-  *sine = static_cast<float>(s);
-  *cosine = static_cast<float>(c);
-}
