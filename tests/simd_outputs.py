@@ -99,13 +99,15 @@ def _calls(m: int, n: int, dtype: torch.dtype, computed_in: torch.dtype) -> Iter
     yield Call("factored_blend", loaded, (x,), (snapshots,))
     yield Call("factored_nmse", riskernels.factored_nmse, (x, rho, y))
     yield Call("factored_spectrum", riskernels.factored_spectrum, (x, rho))
-    g = DIVIDED["points"] if n >= DIVIDED["elements"] else POINTS
+    # One scene of many points: fewer than threads.
+    divided = n >= DIVIDED["elements"]
+    g, scenes = (DIVIDED["points"], 1) if divided else (POINTS, SCENES)
     angles = torch.linspace(-1.0, 1.0, g, dtype=torch.float64)
     places = 0.3 * torch.sin(torch.arange(3.0 * n, dtype=torch.float64)).view(n, 3)
     points = (angles, 0.5 * angles.flip(0), 3.0 + 2 * angles, places, WAVELENGTH)
     for taper in (False, True):
         power = functools.partial(riskernels.steering_power, taper=taper)
-        yield Call(f"steering_power, taper {taper}", power, (x,), points)
+        yield Call(f"steering_power, taper {taper}", power, (x[:scenes],), points)
 
 
 def outputs(computed_in: torch.dtype | None = None) -> dict[str, Tensor]:
