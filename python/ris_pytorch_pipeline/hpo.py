@@ -159,11 +159,6 @@ def load_best(path: str | Path) -> ExperimentConfig:
     return from_dict(ExperimentConfig, best["config"], f"{path}: config")
 
 
-def first_line(error: BaseException) -> str:
-    """First line of an error's message."""
-    return next(iter(str(error).strip().splitlines()), "no message")
-
-
 def checklist_passed(folder: Path) -> bool:
     """Whether the last checklist recorded in a run's ``metrics.jsonl`` passed."""
     with (folder / "metrics.jsonl").open() as stream:
