@@ -120,7 +120,7 @@ def test_options_that_change_no_value_may_change(tmp_path: Path) -> None:
     changed = dataclasses.replace(options, n_trials=2)
     assert run(with_training(changed, checkpoint_every=3, process_timeout=77.0)) == 0
     assert [t.state for t in trials(options)] == [STATES.COMPLETE] * 2
-    with pytest.raises(ConfigError, match=r"config\.train\.patience 10 -> 3|patience \d+ -> 3"):
+    with pytest.raises(ConfigError, match=r"config\.train\.patience 10 -> 3"):
         run(with_training(changed, patience=3))
 
 

@@ -63,9 +63,10 @@ def test_sqlite_is_for_one_worker_whatever_its_file_is_called(tmp_path: Path) ->
     assert find_storage(url, tmp_path, 1).single
     with pytest.raises(ConfigError, match="serves one worker, not 2"):
         find_storage(url, tmp_path, 2)
-    with Storage(url).lock() or pytest.fail("not locked"):
-        with pytest.raises(ConfigError, match="another worker is using it"):
-            Storage(url).lock()
+    lock = Storage(url).lock()
+    assert lock is not None
+    with lock, pytest.raises(ConfigError, match="another worker is using it"):
+        Storage(url).lock()
 
 
 def test_a_command_refuses_a_storage_in_one_line(
