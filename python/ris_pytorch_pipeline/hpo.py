@@ -67,7 +67,7 @@ class HpoOptions:
     """A file (*.db, SQLite: one worker; *.journal: several) or the URL of a database server; a file
     in the results folder when left out."""
     workers: int | None = None
-    """Processes to start on this machine, each on the next device (with auto: the next GPU); one per
+    """Processes to start on this machine, each on the next device (auto: the next GPU); one per
     device when left out."""
     grace_period: float = 60.0
     """Seconds after which a trial whose worker is silent is given to another worker."""
