@@ -195,7 +195,9 @@ def _best_is_lost(trainer: Trainer, best: Path) -> bool:
     if not math.isfinite(trainer.best):
         return False
     try:
-        load_checkpoint(best)
+        # A network that is made draws its weights, and the streams were restored already.
+        with torch.random.fork_rng(devices=[]):
+            load_checkpoint(best)
     except ValueError as error:
         warnings.warn(
             f"{error}; the next epoch's weights replace it, whatever their validation loss",
