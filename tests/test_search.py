@@ -325,4 +325,4 @@ def test_an_error_of_a_worker_is_shown_and_fails_the_search(
     monkeypatch.setattr(workers, "to_dict", lambda options: {"n_trials": 0})
     with pytest.raises(HpoError, match=r"worker\(s\) \[0, 1\] ended with an error"):
         run(search_options(tmp_path / "out", workers=2))
-    assert "[1] ris: error: hpo: n_trials is 0" in capfd.readouterr().err
+    assert "[1] ris: error: options: hpo: n_trials is 0" in capfd.readouterr().err

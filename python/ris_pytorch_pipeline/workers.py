@@ -191,7 +191,7 @@ def main() -> int:
     from .cli import guarded
 
     def work() -> int:
-        run_worker(from_dict(HpoOptions, json.load(sys.stdin)))
+        run_worker(from_dict(HpoOptions, json.load(sys.stdin), "options"))
         return 0
 
     return guarded(work)
