@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from fault_helpers import LimitedFiles, SmallDisk, tmpfs, unprivileged
-from training_helpers import assert_same_run, experiment, read_metrics, same
+from training_helpers import assert_same_run, experiment, read_metrics, same, with_nan
 
 from ris_pytorch_pipeline import cli
 from ris_pytorch_pipeline.checkpoint import CheckpointError, load_checkpoint
@@ -204,10 +204,11 @@ class StoppedError(Exception):
     pass
 
 
-def stopped_run(folder, monkeypatch, step=6):
-    def stop():
-        raise StoppedError
+def stop():
+    raise StoppedError
 
+
+def stopped_run(folder, monkeypatch, step=6):
     with monkeypatch.context() as patch, contextlib.suppress(StoppedError):
         at_step(patch, step, stop)
         fit(options(), folder, quiet=True)
@@ -244,6 +245,37 @@ def test_both_checkpoints_damaged(tmp_path, monkeypatch):
     (run / "last.previous").rename(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match="no earlier checkpoint is kept"):
         fit(options(), run, resume=True, quiet=True)
+
+
+def test_a_damaged_best_is_replaced(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    stopped_run(run, monkeypatch)
+    truncate(run / "best" / "weights.safetensors")
+    with pytest.warns(UserWarning, match=r"best/weights\.safetensors: damaged.*replace it"):
+        result = fit(options(), run, resume=True, quiet=True)
+    assert result.checkpoint == run / "best"
+    assert load_checkpoint(run / "best").state["val_loss"] == result.best_val_loss
+    assert result.best_val_loss <= result.history[-1]["val_loss"]
+
+
+def test_a_skipped_step_is_recorded_once(tmp_path, monkeypatch):
+    """Also by a run that was stopped after it, and continued from before it."""
+    real = Trainer.train_step
+
+    def poisoned(trainer, batches):
+        bad = trainer.steps == 2
+        return real(trainer, [with_nan(scenes) for scenes in batches] if bad else batches)
+
+    monkeypatch.setattr(Trainer, "train_step", poisoned)
+    config = options(checkpoint_every=2)
+    fit(config, tmp_path / "straight", quiet=True)
+    with monkeypatch.context() as patch, contextlib.suppress(StoppedError):
+        at_step(patch, 4, stop)
+        fit(config, tmp_path / "run", quiet=True)
+    fit(config, tmp_path / "run", resume=True, quiet=True)
+    for folder in (tmp_path / "straight", tmp_path / "run"):
+        assert [r["step"] for r in read_metrics(folder) if r["kind"] == "skipped"] == [3]
+    assert_same_run(tmp_path / "straight", tmp_path / "run")
 
 
 def test_damaged_metrics_are_reported_and_the_run_goes_on(tmp_path, straight, monkeypatch):

@@ -34,9 +34,9 @@ def write_run(folder: Path) -> list[dict[str, Any]]:
         log.record("checklist", {"ok": True, "lines": []})
         for epoch in range(1, EPOCHS + 1):
             for _ in range(STEPS):
-                if log.done_steps == 5:
-                    log.record("skipped", {"loss": math.nan, "skipped_steps": 1})
                 log.advance("", {"loss": random.random(), "lr": 1e-3 * random.random()}, show=True)
+                if log.done_steps == 6:
+                    log.record("skipped", {"loss": math.nan, "skipped_steps": 1})
             values = {f"{p}_{t}": random.random() for p in DIRECTIONS for t in (*TERMS, "total")}
             values |= {f"{p}_loss": values[f"{p}_total"] for p in DIRECTIONS}
             if epoch == 2:

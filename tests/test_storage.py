@@ -58,6 +58,17 @@ def test_what_is_no_storage_is_refused(tmp_path: Path, given: str, message: str)
     assert "secret" not in str(caught.value) and list(tmp_path.iterdir()) == []
 
 
+def test_sqlite_is_for_one_worker_whatever_its_file_is_called(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.journal"
+    assert find_storage(url, tmp_path, 1).single
+    with pytest.raises(ConfigError, match="serves one worker, not 2"):
+        find_storage(url, tmp_path, 2)
+    lock = Storage(url).lock()
+    assert lock is not None
+    with lock, pytest.raises(ConfigError, match="another worker is using it"):
+        Storage(url).lock()
+
+
 def test_a_command_refuses_a_storage_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

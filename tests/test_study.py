@@ -129,6 +129,19 @@ def test_parameters_survive_an_interruption_before_they_are_drawn(tmp_path: Path
     assert not study.interrupt(trial)
 
 
+def test_a_trial_stopped_on_purpose_keeps_its_parameters_however_often(tmp_path: Path) -> None:
+    study = shared(tmp_path)
+    for _ in range(MAX_INTERRUPTIONS + 1):
+        trial, lock = asked(study, 1)
+        with lock:
+            assert trial.suggest_float("x", 0.0, 1.0) == 0.25
+            assert study.interrupt(trial) is True
+    trial, _ = asked(study, 1)
+    assert trial.suggest_float("x", 0.0, 1.0) == 0.25
+    study.tell(trial, STATES.COMPLETE, 1.0, {})
+    assert study.interrupt(trial) is None
+
+
 # Several workers
 
 

@@ -4,6 +4,7 @@
 import dataclasses
 import io
 import math
+import signal
 import sys
 
 import pytest
@@ -19,6 +20,7 @@ from ris_pytorch_pipeline.configs import (
     DataConfig,
 )
 from ris_pytorch_pipeline.data import open_scenes, resolve_device
+from ris_pytorch_pipeline.interrupts import Interrupted
 from ris_pytorch_pipeline.model import infer
 from ris_pytorch_pipeline.shards import write_shards
 from ris_pytorch_pipeline.simulate import Scenes
@@ -207,3 +209,34 @@ def test_a_terminal_gets_a_bar_and_the_records_stay_the_same(tmp_path, monkeypat
     steps = [r for r in read_metrics(tmp_path) if r["kind"] == "step"]
     assert [r["step"] for r in steps] == [1, 2, 4]
     assert all(r["lr"] > 0 and math.isfinite(r["loss"]) for r in steps)
+
+
+def test_a_signal_is_not_lost_between_the_steps(tmp_path, monkeypatch):
+    """In an epoch's last step, in `on_epoch` that ends the run, and in the run's last step."""
+    config, real, told = experiment(epochs=2), Trainer.train_step, []
+
+    def signalled_at(step):
+        def train_step(trainer, batches):
+            if trainer.steps + 1 == step:
+                signal.raise_signal(signal.SIGTERM)
+            return real(trainer, batches)
+
+        monkeypatch.setattr(Trainer, "train_step", train_step)
+
+    def ending(epoch, metrics):
+        told.append(epoch)
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("pruned")
+
+    signalled_at(4)
+    with pytest.raises(Interrupted, match="saved after step 4 of 8"):
+        fit(config, tmp_path, on_epoch=ending, quiet=True)
+    assert told == []
+    signalled_at(None)
+    with pytest.raises(Interrupted, match="saved after step 8 of 8"):
+        fit(config, tmp_path, on_epoch=ending, resume=True, quiet=True)
+    assert told == [1]
+    signalled_at(8)
+    assert fit(config, tmp_path, quiet=True).signum == signal.SIGTERM
+    signalled_at(None)
+    assert fit(config, tmp_path, quiet=True).signum is None

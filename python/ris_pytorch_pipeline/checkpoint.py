@@ -27,7 +27,7 @@ from .configs import ConfigError, CovarianceConfig, ExperimentConfig, from_dict,
 from .durable import draft_of, sync, write_synced
 from .model import LocalizationNet
 from .state_io import pack, read_tensors, tensor_bytes, unpack
-from .untrusted import LARGE, SMALL, parse_json, read_bytes, read_json, shown
+from .untrusted import LARGE, SMALL, first_line, parse_json, read_bytes, read_json, shown
 
 FORMAT = 2
 """Format 1 kept its state in a pickle; it is refused."""
@@ -231,8 +231,7 @@ def _weight_bytes(config: ExperimentConfig, path: Path) -> int:
         with torch.device("meta"):
             net = LocalizationNet(config.system, config.model, config.covariance)
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
-        line = (str(error).splitlines() or [""])[0][:160]
-        raise CheckpointError(f"{path}: its network cannot be made ({line})") from None
+        raise CheckpointError(f"{path}: its network cannot be made ({first_line(error)})") from None
     sizes = [
         sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         for tensors in (net.parameters(), net.buffers())

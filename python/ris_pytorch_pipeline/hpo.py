@@ -67,7 +67,8 @@ class HpoOptions:
     """A file (*.db, SQLite: one worker; *.journal: several) or the URL of a database server; a file
     in the results folder when left out."""
     workers: int | None = None
-    """Processes to start on this machine, each on the next device; one per device when left out."""
+    """Processes to start on this machine, each on the next device (auto: the next GPU); one per
+    device when left out."""
     grace_period: float = 60.0
     """Seconds after which a trial whose worker is silent is given to another worker."""
     shards: str | None = None
@@ -157,11 +158,6 @@ def load_best(path: str | Path) -> ExperimentConfig:
     if not isinstance(best, dict) or best.get("format") != FORMAT or "config" not in best:
         raise ConfigError(f"{path}: not a best.json of this version (format {FORMAT})")
     return from_dict(ExperimentConfig, best["config"], f"{path}: config")
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's message."""
-    return next(iter(str(error).strip().splitlines()), "no message")
 
 
 def checklist_passed(folder: Path) -> bool:

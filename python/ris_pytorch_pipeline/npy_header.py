@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .untrusted import shown
+from .untrusted import first_line, shown
 
 NPY_HEADER = 10_240
 """More than any header of a plain array in the ``.npy`` format takes, in bytes."""
@@ -34,8 +34,7 @@ def npy_header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]
         shape, fortran, dtype = readers[version](file)
     except Exception as problem:
         # NumPy reads the header as a Python literal: a hostile one can end in any error.
-        line = (str(problem).splitlines() or [""])[0][:120] or type(problem).__name__
-        raise ValueError(line) from None
+        raise ValueError(first_line(problem)) from None
     if any(type(size) is not int or size < 0 for size in shape):
         raise ValueError(f"shape {shown(shape)}")
     return shape, fortran, dtype, file.tell()

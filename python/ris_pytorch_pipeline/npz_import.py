@@ -33,7 +33,7 @@ from .configs import SystemConfig
 from .npy_header import NPY_HEADER, npy_header
 from .shard_writer import FolderWriter, ShardError
 from .simulate import Scenes
-from .untrusted import open_regular, shown
+from .untrusted import first_line, open_regular, shown
 
 _REQUIRED = ("y", "H_full", "codes", "ptr", "K", "snr")
 _EXPANSION = 100
@@ -98,11 +98,6 @@ def _read(path: Path, system: SystemConfig) -> Scenes:
             raise ShardError(f"{path}: not a readable .npz shard ({first_line(error)})") from None
         with archive:
             return _scenes(_Reader(path, archive, status.st_size, system))
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, shortened, or the error's kind."""
-    return next(iter(str(error).splitlines()), "")[:160] or type(error).__name__
 
 
 class _Member(NamedTuple):

@@ -33,6 +33,8 @@ class TrainResult:
     """Steps skipped because of a non-finite gradient or loss."""
     checkpoint: Path
     """The best checkpoint, or the last where no validation loss was finite."""
+    signum: int | None = None
+    """A signal that came when no step was left to stop at: the training is complete."""
 
 
 @torch.no_grad()

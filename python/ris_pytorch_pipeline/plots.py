@@ -140,7 +140,7 @@ def run_figure(folder: str | Path) -> Figure:
         )
     if kinds["skipped"]:
         axes.plot(
-            [record["step"] + 1 for record in kinds["skipped"]],
+            [record["step"] for record in kinds["skipped"]],
             [0.03] * len(kinds["skipped"]),
             color="black",
             linestyle="none",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 import traceback
 from pathlib import Path
@@ -16,15 +15,19 @@ import optuna
 from . import hpo
 from .checkpoint import CheckpointError, has_checkpoint, load_checkpoint
 from .configs import ConfigError, ExperimentConfig, to_dict
+from .continuation import carry_over, whole_records
 from .data import open_scenes, resolve_device
-from .durable import write_atomically
-from .hpo import HpoError, HpoOptions, first_line
+from .durable import remove_drafts, write_atomically
+from .hpo import HpoError, HpoOptions
+from .interrupts import Interrupted
 from .locking import FolderLock
 from .loss import TERMS, LocalizationLoss
 from .search_space import SPACES, apply_parameters, starting_point
+from .shards import ShardError
 from .slots import CONTINUES, ERROR, LEASE, UNSOUND
 from .storage import StorageError, find_storage
 from .study import SharedStudy, TakenOverError
+from .untrusted import first_line
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
@@ -43,14 +46,11 @@ def open_study(options: HpoOptions, base: ExperimentConfig, workers: int) -> Sha
     storage = find_storage(options.storage, out, workers)
     if options.storage is None:
         out.mkdir(parents=True, exist_ok=True)
-    settings: dict[str, Any] = {"space": options.space, "config": to_dict(base)}
-    for name in ("device", "covariance"):  # they change no value
-        del settings["config"]["train"][name]
     return SharedStudy(
         options.name,
         options.folder,
         storage=storage,
-        settings=settings,
+        settings={"space": options.space, "config": to_dict(base)},
         first=starting_point(SPACES[options.space], base),
         seed=options.seed,
         grace=options.grace_period,
@@ -63,6 +63,7 @@ def save_best(shared: SharedStudy, base: ExperimentConfig, out: Path) -> dict[st
     Workers that share the folder write one after another, each what the study holds by then.
     """
     with FolderLock(shared.folder, ".best.lock"):
+        remove_drafts(shared.folder)
         completed = shared.completed()
         if not completed:
             return None
@@ -118,30 +119,6 @@ def summarise(
         raise HpoError(f"the checklist failed in trial(s) {unsound}: see ok=False above")
 
 
-def carry_over(source: Path, folder: Path, device: str) -> None:
-    """Copy a run's saved state and records to ``folder``, to be continued there on ``device``.
-
-    A copy, because the worker that seemed dead may wake up and write to its own folder.
-
-    Raises:
-        CheckpointError: it cannot be continued.
-    """
-    try:
-        for name in ("last", "best"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-            if has_checkpoint(source / name):
-                there = source / name
-                there = there if there.is_dir() else there.with_name(f"{name}.previous")
-                shutil.copytree(there, folder / name)
-                load_checkpoint(folder / name)
-        kind = load_checkpoint(folder / "last").state["device"]
-        shutil.copyfile(source / "metrics.jsonl", folder / "metrics.jsonl")
-    except OSError as error:
-        raise CheckpointError(f"{source}: {error}") from error
-    if kind != device:
-        raise CheckpointError(f"{source}: saved on {kind}, and this worker is on {device}")
-
-
 class Worker:
     """Runs the trials of a study on one device.
 
@@ -162,6 +139,8 @@ class Worker:
         self.weights = {f"val_{name}": getattr(base.loss, name) for name in TERMS}
         self.ran: list[int] = []
         """Numbers of the trials that it took."""
+        self.signum: int | None = None
+        """A signal that came when the training at hand had no step left to stop at."""
 
     def run(self, shared: SharedStudy) -> None:
         """Run trials until the study has all of them; says what it finds and does."""
@@ -176,15 +155,21 @@ class Worker:
             print(f"nothing left to run: --n_trials {wanted} is the total of finished trials")
         else:
             print(f"{wanted - done} of {wanted} trials to run on {self.device}", flush=True)
-        waiting = False
+        waiting = idle = False
         while True:
             asked = shared.ask(wanted)
+            # A trial that another worker lets go after this one has asked is seen the second time.
+            was_idle, idle = idle, asked is None and not shared.running()
             if asked is not None:
                 waiting = False
                 trial, lock = asked
                 self._hold(trial, lock)
-            elif len(shared.finished()) >= wanted or not shared.running():
+                if self.signum is not None:
+                    raise Interrupted(self.signum, f"trial {trial.number} is over")
+            elif len(shared.finished()) >= wanted or (idle and was_idle):
                 break
+            elif idle:
+                pass
             elif not waiting:
                 waiting = True
                 print("others run the remaining trials; waiting, in case one dies", flush=True)
@@ -203,9 +188,13 @@ class Worker:
             try:
                 self._run_trial(trial)
             except KeyboardInterrupt:
-                again = self.shared.interrupt(trial)
-                print(f"trial {trial.number} interrupted: {AGAIN[again]}")
+                print(f"trial {trial.number} {self._let_go(trial, 'interrupted')}")
                 raise
+            except (OSError, ShardError) as error:
+                if isinstance(error, BrokenPipeError):
+                    raise
+                how = f"{self._let_go(trial, 'cannot go on')} ({first_line(error)})"
+                raise HpoError(f"trial {trial.number} {how}; the same command goes on") from error
             except (TakenOverError, optuna.exceptions.UpdateFinishedTrialError):
                 print(
                     f"trial {trial.number} was given to another worker, because this one was "
@@ -215,6 +204,11 @@ class Worker:
             finally:
                 self.shared.let_go()
         save_best(self.shared, self.base, Path(self.options.out))
+
+    def _let_go(self, trial: Trial, how: str) -> str:
+        """Give up a trial that is to be tried again, unless it was told already; says so."""
+        again = self.shared.interrupt(trial)
+        return "is over" if again is None else f"{how}: {AGAIN[again]}"
 
     def _run_trial(self, trial: Trial) -> None:
         shared, number = self.shared, trial.number
@@ -234,7 +228,9 @@ class Worker:
             shared.tell(trial, STATES.PRUNED, None, notes)
             record["state"] = "pruned"
             print(f"trial {number} pruned: worse than the median at the same epoch")
-        except (StorageError, TakenOverError, optuna.exceptions.UpdateFinishedTrialError):
+        except (OSError, ShardError, StorageError, TakenOverError):
+            raise  # no fault of its parameters
+        except optuna.exceptions.UpdateFinishedTrialError:
             raise
         except Exception as error:
             # A trial may fail for reasons of its parameters (memory, divergence): the search goes
@@ -291,9 +287,10 @@ class Worker:
 
         resume = self._continue(trial, folder)
         if resume:
-            for record in _records(folder, "epoch"):
+            for record in whole_records(folder, "epoch"):
                 note(record["epoch"] - 1, record)
         result = fit(config, folder, on_epoch=report, resume=resume)
+        self.signum = result.signum
         if not hpo.checklist_passed(folder):
             notes[UNSOUND] = True
         net = load_checkpoint(result.checkpoint, device=self.device, expect=config.covariance).net
@@ -311,23 +308,12 @@ class Worker:
             if not has_checkpoint(source / "last"):
                 continue
             try:
-                carry_over(source, folder, self.device.type)
+                problems = carry_over(source, folder, self.device.type)
             except (CheckpointError, ConfigError) as error:
                 print(f"trial {trial.number} starts anew: {first_line(error)}")
                 continue
+            for problem in problems:
+                print(f"trial {trial.number}: {problem}; the one saved before it is used")
             print(f"trial {trial.number} goes on from the last checkpoint in {source}")
             return True
         return False
-
-
-def _records(folder: Path, kind: str) -> list[dict[str, Any]]:
-    """Whole records of one kind in a run's ``metrics.jsonl``."""
-    found = []
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break  # cut off by a kill
-        if record["kind"] == kind:
-            found.append(record)
-    return found

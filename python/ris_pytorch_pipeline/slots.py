@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 SLOT, ATTEMPT = "slot", "attempt"
 INTERRUPTIONS, QUEUED, CONTINUES = "interruptions", "queued", "continues"
-LEASE, ERROR, UNSOUND = "lease", "error", "unsound"
+LEASE, ERROR, UNSOUND, STOPPED = "lease", "error", "unsound", "stopped"
 MAX_INTERRUPTIONS = 3
-"""Parameters whose trials were interrupted this often are given up."""
+"""Parameters whose trials were interrupted this often are given up; one that was ``STOPPED`` on
+purpose (by a signal, or because its files could not be used) does not count."""
 
 
 def counting(trials: Iterable[FrozenTrial]) -> dict[int, FrozenTrial]:
@@ -58,7 +59,9 @@ def tried_again(trial: FrozenTrial) -> bool:
     Not if there are none, or they were interrupted too often: then the next attempt draws others.
     """
     params = {**trial.user_attrs[QUEUED], **trial.params}
-    return bool(params) and trial.user_attrs[INTERRUPTIONS] + 1 < MAX_INTERRUPTIONS
+    return bool(params) and (
+        STOPPED in trial.user_attrs or trial.user_attrs[INTERRUPTIONS] + 1 < MAX_INTERRUPTIONS
+    )
 
 
 def next_attempt(trial: FrozenTrial) -> dict[str, Any]:
@@ -71,7 +74,7 @@ def next_attempt(trial: FrozenTrial) -> dict[str, Any]:
     attrs[ATTEMPT] = trial.user_attrs[ATTEMPT] + 1
     if ERROR not in trial.user_attrs and tried_again(trial):
         lease = trial.user_attrs.get(LEASE)
-        attrs[INTERRUPTIONS] = trial.user_attrs[INTERRUPTIONS] + 1
+        attrs[INTERRUPTIONS] = trial.user_attrs[INTERRUPTIONS] + (STOPPED not in trial.user_attrs)
         attrs[QUEUED] = {**trial.user_attrs[QUEUED], **trial.params}
         own = [lease["folder"]] if lease else []
         attrs[CONTINUES] = own + trial.user_attrs[CONTINUES]

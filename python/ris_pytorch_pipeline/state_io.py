@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .untrusted import parse_json, shown
+from .untrusted import first_line, parse_json, shown
 
 _FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -34,8 +34,8 @@ def read_tensors(data: bytes, where: str, error: type[ValueError]) -> dict[str, 
     try:
         return load(data)
     except (SafetensorError, ValueError, RuntimeError, TypeError, LookupError, AssertionError) as e:
-        line = (str(e).splitlines() or [""])[0][:160]
-        raise error(f"{where}: not a safetensors file ({type(e).__name__}: {line})") from None
+        line = f"{type(e).__name__}: {first_line(e)}"
+        raise error(f"{where}: not a safetensors file ({line})") from None
 
 
 def pack(state: dict[str, Any]) -> tuple[bytes, bytes]:

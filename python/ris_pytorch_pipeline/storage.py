@@ -60,7 +60,8 @@ class Storage:
     @property
     def single(self) -> bool:
         """Whether it serves one worker at a time."""
-        return self.file is not None and self.file.suffix != JOURNAL
+        journal = isinstance(self.target, Path) and self.target.suffix == JOURNAL
+        return self.file is not None and not journal
 
     @property
     def file(self) -> Path | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,16 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .configs import ConfigError
 from .leases import Heart
 from .locking import FolderLock
-from .slots import (
-    ERROR,
-    QUEUED,
-    SLOT,
-    counting,
-    first_attempt,
-    next_attempt,
-    tried_again,
-)
+from .slots import ERROR, QUEUED, SLOT, STOPPED, counting, first_attempt, next_attempt, tried_again
 from .storage import Storage, StorageError, reason
+from .study_settings import settings_differences
 
 if TYPE_CHECKING:
     import optuna
@@ -41,13 +35,6 @@ SETTINGS = "settings"
 
 class TakenOverError(Exception):
     """The trial at hand was given to another worker, because this one seemed to be dead."""
-
-
-def _differences(old: Any, new: Any, key: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = sorted(old.keys() | new.keys())
-        return [line for n in names for line in _differences(old.get(n), new.get(n), f"{key}.{n}")]
-    return [] if old == new else [f"{key[1:]} {old!r} -> {new!r}"]
 
 
 class SharedStudy:
@@ -132,7 +119,7 @@ class SharedStudy:
         if saved is None:
             self.study.set_user_attr(SETTINGS, json.dumps(settings))
             return
-        differences = _differences(json.loads(saved), json.loads(json.dumps(settings)))
+        differences = settings_differences(saved, settings)
         if differences:
             shown = ", ".join(differences[:6]) + (", ..." if len(differences) > 6 else "")
             raise ConfigError(
@@ -206,11 +193,21 @@ class SharedStudy:
             dead = self.steadily(self._heart.dead)
         return {trial.number: again for trial in dead for again in self._fail(trial)}
 
-    def interrupt(self, trial: Trial) -> bool:
-        """Fail a trial that is being interrupted; whether its parameters are tried again."""
+    def interrupt(self, trial: Trial) -> bool | None:
+        """Fail a trial that is stopped on purpose.
+
+        Returns whether its parameters are tried again, or None if it was over already.
+        """
+        import optuna
+
         self._heart.let_go()
-        frozen = self.steadily(lambda: self._storage.get_trial(trial._trial_id))
-        return any(self._fail(frozen))
+
+        def stopped() -> FrozenTrial:
+            with suppress(optuna.exceptions.UpdateFinishedTrialError):
+                trial.set_user_attr(STOPPED, True)
+            return self._storage.get_trial(trial._trial_id)
+
+        return next(iter(self._fail(self.steadily(stopped))), None)
 
     def _fail(self, trial: FrozenTrial) -> list[bool]:
         """Fail a trial; empty if it was over already, else whether it is tried again."""

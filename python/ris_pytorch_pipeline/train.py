@@ -9,6 +9,8 @@ the lowest validation loss).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,13 @@ from pathlib import Path
 import torch
 
 from .checklist import run_checklist
-from .checkpoint import CheckpointError, fall_back, has_checkpoint, remove_checkpoint
+from .checkpoint import (
+    CheckpointError,
+    fall_back,
+    has_checkpoint,
+    load_checkpoint,
+    remove_checkpoint,
+)
 from .configs import ConfigError, ExperimentConfig, save_config
 from .data import resolve_device
 from .distributed import LostProcessError, training_processes
@@ -55,7 +63,8 @@ def fit(
     """Train a network, with its results in ``out_dir``.
 
     The first SIGINT or SIGTERM lets the step at hand finish, saves, and raises
-    ``interrupts.Interrupted``; the second stops at once.
+    ``interrupts.Interrupted``; the second stops at once. After the last step it is noted in the
+    result.
 
     Called in every process that ``torchrun`` started, it is one training: each batch is divided
     among the processes, all take the same steps, and rank 0 alone writes to ``out_dir``, which all
@@ -119,11 +128,25 @@ def fit(
             metrics = trainer.run_epoch(
                 out_dir, log, lambda: _save_between_steps(trainer, out_dir, log)
             )
-            if on_epoch is not None:
-                on_epoch(trainer.epoch - 1, metrics)
             if processes.signum is not None and not _ended(trainer):
                 raise _interrupted(trainer, out_dir, processes.signum)
-        return trainer.finish(out_dir, log)
+            if on_epoch is not None:
+                _tell(on_epoch, trainer, out_dir, metrics)
+        result = trainer.finish(out_dir, log)
+    return dataclasses.replace(result, signum=processes.signum)
+
+
+def _tell(
+    on_epoch: Callable[[int, Metrics], None], trainer: Trainer, out_dir: Path, metrics: Metrics
+) -> None:
+    """Call ``on_epoch``; where it ends the training, a signal that came is still the reason."""
+    try:
+        on_epoch(trainer.epoch - 1, metrics)
+    except Exception as error:
+        signum = trainer.processes.signum
+        if signum is None:
+            raise
+        raise _interrupted(trainer, out_dir, signum) from error
 
 
 def _begin(trainer: Trainer, out_dir: Path, resume: bool) -> None:
@@ -163,6 +186,25 @@ def _restore(trainer: Trainer, last: Path) -> None:
     trainer.processes.synchronise()
     if not trainer.processes.leader:
         trainer.restore(last)
+    lost = trainer.processes.leader and _best_is_lost(trainer, last.with_name("best"))
+    if trainer.processes.leader_decides(lost):
+        trainer.best = math.inf
+
+
+def _best_is_lost(trainer: Trainer, best: Path) -> bool:
+    if not math.isfinite(trainer.best):
+        return False
+    try:
+        # A network that is made draws its weights, and the streams were restored already.
+        with torch.random.fork_rng(devices=[]):
+            load_checkpoint(best)
+    except ValueError as error:
+        warnings.warn(
+            f"{error}; the next epoch's weights replace it, whatever their validation loss",
+            stacklevel=4,
+        )
+        return True
+    return False
 
 
 def _restore_readable(trainer: Trainer, last: Path) -> None:

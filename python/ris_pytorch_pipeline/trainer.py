@@ -233,13 +233,13 @@ class Trainer:
                 values = {"loss": report.loss, "lr": lr}
                 if report.stepped:
                     self._count(sum(group), report.loss, terms)
-                else:
-                    self._report_skip(log, report)
                 self.epoch_steps += 1
                 number, last = self.epoch_steps, self.epoch_steps == len(self.groups)
                 log.advance(
                     label, values, show=number % train.log_every == 0 or number == 1 or last
                 )
+                if not report.stepped:
+                    self._report_skip(log, report)
                 if not last:
                     between_steps()
         if not self.epoch_scenes:
@@ -265,7 +265,7 @@ class Trainer:
         values = {"loss": report.loss, **norms, "skipped_steps": self.guard.skipped}
         log.record("skipped", values)
         shown = " ".join(f"{name}={value:.3g}" for name, value in values.items())
-        log.say(f"step {log.done_steps + 1} skipped, nothing changed: non-finite among {shown}")
+        log.say(f"step {log.done_steps} skipped, nothing changed: non-finite among {shown}")
 
     def evaluated(self) -> tuple[str, LocalizationNet]:
         """The weights that validation and the best checkpoint use, and their name."""

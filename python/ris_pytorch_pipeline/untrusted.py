@@ -19,12 +19,23 @@ from typing import Any
 
 SMALL, LARGE = 1 << 20, 64 << 20
 """Limits of JSON files in bytes: of configurations, and of lists that grow with the data."""
+LINE = 300
+"""Characters of another library's message that an error quotes."""
 
 
 def shown(value: object) -> str:
     """``repr`` of a value from a file, shortened to what fits an error message."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, shortened, or the error's kind.
+
+    >>> first_line(ValueError("short\\nand long")), first_line(KeyError())
+    ('short', 'KeyError')
+    """
+    return next(iter(str(error).strip().splitlines()), "")[:LINE] or type(error).__name__
 
 
 @contextlib.contextmanager

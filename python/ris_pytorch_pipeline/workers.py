@@ -18,13 +18,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import IO
+from typing import IO, NamedTuple
 
 from .configs import from_dict, to_dict
 from .hpo import HpoError, HpoOptions, base_config, run_worker
 from .interrupts import SIGNALS, Interrupted
 
 THREADS = "OMP_NUM_THREADS"
+STOPPED = tuple(128 + number for number in SIGNALS)
+"""Statuses of workers that a signal stopped after they had saved."""
 
 
 def spread_devices(names: list[str], count: int) -> list[str]:
@@ -84,10 +86,13 @@ def _judge(statuses: list[int], done: int, wanted: int) -> None:
     for number, status in enumerate(statuses):
         if status < 0:
             print(f"worker {number} was killed by signal {-status}")
-    errors = [number for number, status in enumerate(statuses) if status > 0]
+        elif status in STOPPED:
+            print(f"worker {number} was stopped by signal {status - 128}")
+    stopped = [status < 0 or status in STOPPED for status in statuses]
+    errors = [n for n, status in enumerate(statuses) if status and not stopped[n]]
     if errors:
         raise HpoError(f"worker(s) {errors} ended with an error, shown above")
-    if done < wanted and min(statuses) < 0:
+    if done < wanted and any(stopped):
         raise HpoError(
             f"{done} of {wanted} trials are finished, and no worker is left; the same command goes "
             "on from the last checkpoints"
@@ -97,13 +102,15 @@ def _judge(statuses: list[int], done: int, wanted: int) -> None:
 def _processes(each: list[HpoOptions], environment: dict[str, str]) -> list[int]:
     """Run one process for each of the options; their return codes."""
     children: list[subprocess.Popen[str]] = []
-    with _handed_on(children) as signals:
+    readers: list[threading.Thread] = []
+    with _handed_on(children) as came:
         try:
-            readers = [
-                reader
-                for number, options in enumerate(each)
-                for reader in _start(number, options, environment, children)
-            ]
+            for number, options in enumerate(each):
+                if came:
+                    break
+                readers += _start(number, options, environment, children)
+                if came and came[-1].told < len(children):
+                    children[-1].send_signal(came[-1].signum)
         except BaseException:
             for child in children:
                 child.terminate()
@@ -111,8 +118,8 @@ def _processes(each: list[HpoOptions], environment: dict[str, str]) -> list[int]
         statuses = [child.wait() for child in children]
         for reader in readers:
             reader.join()
-    if signals:
-        raise Interrupted(signals[0], "all workers have stopped")
+    if came:
+        raise Interrupted(came[0].signum, "all workers have stopped")
     return statuses
 
 
@@ -148,13 +155,20 @@ def _start(
     return readers
 
 
+class _Signal(NamedTuple):
+    """A signal that came, and how many workers there were by then to hand it on to."""
+
+    signum: int
+    told: int
+
+
 @contextmanager
-def _handed_on(children: list[subprocess.Popen[str]]) -> Iterator[list[int]]:
+def _handed_on(children: list[subprocess.Popen[str]]) -> Iterator[list[_Signal]]:
     """In the block, signals go on to ``children``; yields the list of those that came."""
-    came: list[int] = []
+    came: list[_Signal] = []
 
     def hand_on(signum: int, frame: FrameType | None) -> None:
-        came.append(signum)
+        came.append(_Signal(signum, len(children)))
         for child in children:
             if child.poll() is None:
                 child.send_signal(signum)
@@ -177,7 +191,7 @@ def main() -> int:
     from .cli import guarded
 
     def work() -> int:
-        run_worker(from_dict(HpoOptions, json.load(sys.stdin)))
+        run_worker(from_dict(HpoOptions, json.load(sys.stdin), "options"))
         return 0
 
     return guarded(work)
