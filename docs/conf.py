@@ -37,7 +37,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(collections|numpy|pathlib|torch)\..+|Tensor"),
     ("py:.*", r"(ris_pytorch_pipeline\.)?(codebooks|configs|localize|optim|progress)(\..+)?"),
     ("py:.*", r"(ris_pytorch_pipeline\.)?(evaluation_\w+|fisher|pursuit|tuple\[\w+)(\..+)?"),
-    ("py:.*", r"(ris_pytorch_pipeline\.)?source_digest(\..+)?"),
+    ("py:.*", r"(ris_pytorch_pipeline\.)?(source_digest|stopping_rule)(\..+)?"),
     ("py:.*", r"Checkpoint|Path|Progress|Symbols|Task|ris_pytorch_pipeline\.estimators\._T"),
     ("py:.*", r"\w+(Config|Error)|FREE_TO_CHANGE|FolderWriter|Simulator|_stream_seeds"),
 ]
