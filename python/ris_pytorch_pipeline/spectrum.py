@@ -204,9 +204,12 @@ def _dense_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if not bool(finite.all()):
         raise ValueError(f"covariance: scene(s) {_scenes(~finite)} are not finite; check the data")
     values, vectors = torch.linalg.eigh(matrix)
-    bad = values[:, 0] < -1e-4 * values[:, -1].abs()
+    bad = (values[:, -1] <= 0) | (values[:, 0] < -1e-4 * values[:, -1])
     if bool(bad.any()):
-        raise ValueError(f"covariance: scene(s) {_scenes(bad)} are not positive semidefinite")
+        raise ValueError(
+            f"covariance: scene(s) {_scenes(bad)} are not positive semidefinite, or zero; check "
+            "the data"
+        )
     return values.flip(-1), vectors.flip(-1)
 
 
