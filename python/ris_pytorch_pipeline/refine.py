@@ -106,6 +106,12 @@ class Measurements:
         return self.columns(wave[:, None])[:, 0]
 
 
+def finite_scenes(scenes: Scenes) -> Tensor:
+    """Which scenes have finite y, h and codes, [B]."""
+    parts = (scenes.y, scenes.h, scenes.codes)
+    return torch.stack([torch.isfinite(part).flatten(1).all(1) for part in parts]).all(0)
+
+
 class _Fit(NamedTuple):
     """f and its Gauss-Newton system at points x; the leading axes are scenes and starts [B, P]."""
 
@@ -288,8 +294,7 @@ def refine_positions(
         symbols: ``independent`` in every snapshot, or ``static`` over all of them.
 
     Returns:
-        The positions, float64, and f there. A scene with y, h or codes that are not finite has no
-        valid positions and a residual of NaN; the other scenes do not notice.
+        The positions, float64, and f there; none and NaN where y, h or codes are not finite.
 
     Cost: a step takes 8 L M N 4K floating-point operations a scene in double precision; blocks of
     scenes keep the memory at about 50 MB. No gradients.
