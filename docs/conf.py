@@ -35,10 +35,7 @@ nitpicky = True
 # Types of other projects, modules of the pipeline that have no page, and names in their docstrings.
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|numpy|pathlib|torch)\..+|Tensor"),
-    (
-        "py:.*",
-        r"(ris_pytorch_pipeline\.)?(codebooks|configs|optim|peak_search|peaks|progress)(\..+)?",
-    ),
+    ("py:.*", r"(ris_pytorch_pipeline\.)?(codebooks|configs|optim|peaks|progress)(\..+)?"),
     ("py:.*", r"(ris_pytorch_pipeline\.)?(evaluation_\w+|fisher|tuple\[\w+)(\..+)?"),
     ("py:.*", r"Checkpoint|Path|Progress|Symbols|Task|ris_pytorch_pipeline\.estimators\._T"),
     ("py:.*", r"\w+(Config|Error)|FREE_TO_CHANGE|FolderWriter|Simulator|_stream_seeds"),

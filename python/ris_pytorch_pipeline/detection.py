@@ -34,7 +34,7 @@ def peak_levels(
 ) -> Tensor:
     """log P [B] at the highest peak of each scene: the statistic that a threshold is held against.
 
-    ``covariance`` as for :func:`estimate_positions`.
+    ``covariance`` as for :func:`.localize.estimate_positions`.
     """
     search = search or SearchConfig()
     check_covariance(covariance, system)

@@ -2,19 +2,19 @@
 """Orthogonal matching pursuit on the measurements, with Gauss-Newton after every pick.
 
 One source at a time: what the sources found so far leave of the snapshots, r_l, is projected back
-to the surface and its power is scanned over a grid uniform in azimuth, elevation and 1/range,
+to the surface and its power is scanned over a grid uniform in azimuth, elevation and 1/range::
 
     P(g) = sum_l |a(g)^H x_l|^2,  x_l = Phi_l^H (Phi_l Phi_l^H + alpha I)^-1 r_l,
 
     Phi_l = H diag(c_l).
 
 The highest local maxima are candidates. Each is judged by what it would take off the residual, the
-others' columns Q_l projected out,
+others' columns Q_l projected out::
 
-    gain(g) = sum_l |d_l^H r_l|^2 / (||d_l||^2 - ||Q_l^H d_l||^2),    d_l = Phi_l a(g),
+    gain(g) = sum_l |d_l^H r_l|^2 / (||d_l||^2 - ||Q_l^H d_l||^2),    d_l = Phi_l a(g).
 
-the best few are refined jointly with all earlier sources, and the lowest residual wins. The scan
-weighs the directions of H alike: the plain correlation |d_l^H r_l|^2, whose strongest direction
+The best few are refined jointly with all earlier sources, and the lowest residual wins. The scan
+weighs the directions of H alike: the plain correlation ``|d_l^H r_l|^2``, whose strongest direction
 outshines the rest by more than tenfold, misses many lone sources. The gain, which decides, is the
 exact one.
 """
@@ -69,7 +69,7 @@ class PursuitConfig:
     final_steps: int = 40
     """Most steps of the last refinement of all sources."""
     false_alarm: float = 0.01
-    """With K unknown: chance that a scene gets one source too many."""
+    """Chance that a scene gets one source too many where K is not known."""
 
     def __post_init__(self) -> None:
         for name in ("oversampling", "loading"):
@@ -89,7 +89,7 @@ class PursuitConfig:
 
 
 def scan(factor: Tensor, grid: SearchGrid, system: SystemConfig, elements: Tensor) -> Tensor:
-    """sum_j |a(g)^H x_j|^2 on a grid, [B, n_phi, n_theta, n_r] for ``factor`` [B, N, k]."""
+    """``sum_j |a(g)^H x_j|^2`` on a grid, [B, n_phi, n_theta, n_r] for ``factor`` [B, N, k]."""
     count = math.prod(grid.shape)
     phi, theta, inverse_range = grid.points(torch.arange(count, device=factor.device)).unbind(-1)
     power: Tensor = riskernels.steering_power(

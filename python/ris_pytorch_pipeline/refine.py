@@ -36,7 +36,7 @@ from .simulate import Scenes
 Symbols: TypeAlias = Literal["independent", "static"]
 
 RIDGE = 1e-14
-"""Added to D^H D, relative to its largest diagonal entry: coinciding sources share one symbol."""
+"""Added to D^H D, relative to its largest entry, so that coinciding sources share one symbol."""
 _BLOCK_BYTES = 48 << 20
 _DAMPING = (1e-9, 1e-2, 1e6)
 """Least, first and largest Marquardt damping; beyond the largest a scene has converged."""
@@ -46,7 +46,7 @@ class Refinement(NamedTuple):
     """Refined positions, and what they leave of the measurements."""
 
     positions: Positions
-    """``level`` is log(mean_l |s_lk|^2), the source's estimated power; order as given."""
+    """``level`` is ``log(mean_l |s_lk|^2)``, the source's estimated power; order as given."""
     residual: Tensor
     """f(eta) = sum_l ||y_l - D_l s_l||^2, [B] float64; NaN where y is not finite."""
 
