@@ -14,9 +14,8 @@ others' columns Q_l projected out::
     gain(g) = sum_l |d_l^H r_l|^2 / (||d_l||^2 - ||Q_l^H d_l||^2),    d_l = Phi_l a(g).
 
 The best few are refined jointly with all earlier sources, and the lowest residual wins. The scan
-weighs the directions of H alike: the plain correlation ``|d_l^H r_l|^2``, whose strongest direction
-outshines the rest by more than tenfold, misses many lone sources. The gain, which decides, is the
-exact one.
+weighs the directions of H alike: in the plain correlation ``|d_l^H r_l|^2`` the strongest direction
+outshines the rest, and lone sources are missed. The gain, which decides, is the exact one.
 """
 
 from __future__ import annotations
