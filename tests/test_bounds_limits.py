@@ -98,6 +98,24 @@ def test_order_of_the_bounds(seed: int) -> None:
     torch.testing.assert_close(louder.diagonal(dim1=1, dim2=2), 4 * independent)
 
 
+def test_symbols_known_to_be_constant_lower_the_bound(seed: int) -> None:
+    """The same symbols in every snapshot: knowing that they are never raises any variance."""
+    d = drawn(seed, 8)
+    s = d.scenes
+    constant = d.symbols[:, :1].expand_as(d.symbols)
+    known = ((s.phi, s.theta, s.r), s.h, s.codes)
+    independent = deterministic_bound(*known, constant, d.noise_power, FULL, mask=s.mask)
+    static = deterministic_bound(
+        *known, constant[:, 0], d.noise_power, FULL, mask=s.mask, static=True
+    )
+    assert torch.isfinite(independent).all() and torch.isfinite(static).all()
+    scale = independent.diagonal(dim1=1, dim2=2).sqrt()
+    scale = torch.where(scale > 0, scale, 1.0)
+    gain = (independent - static) / (scale[:, :, None] * scale[:, None, :])
+    assert (torch.linalg.eigvalsh(gain) > -1e-9).all()
+    assert (gain.diagonal(dim1=1, dim2=2)[s.mask.repeat(1, 3)] > 0).all()
+
+
 def test_position_error_bound_is_the_trace_of_the_mapped_covariance(seed: int) -> None:
     torch.manual_seed(seed)
     points = tuple(torch.rand(4, 3, dtype=torch.float64) + 0.3 for _ in range(3))
@@ -198,6 +216,7 @@ def test_bounds_refuse_what_makes_no_sense(seed: int) -> None:
         ({"points": (s.phi, s.theta, -s.r)}, "r is not above 0"),
         ({"points": (s.phi, s.theta, s.r[:, :1])}, "expected the same"),
         ({"h": s.h[:1]}, "h has shape"),
+        ({"h": s.h[..., 1:], "codes": s.codes[..., 1:]}, "h has shape .*144"),
         ({"h": s.h * math.nan}, "h holds infinite"),
         ({"symbols": d.symbols[:, 0]}, "symbols has shape"),
         ({"mask": s.mask[:1]}, "mask has shape"),
@@ -209,6 +228,13 @@ def test_bounds_refuse_what_makes_no_sense(seed: int) -> None:
         stochastic_bound(**good, source_covariance=s.power, unknown="noise")
     with pytest.raises(ValueError, match="source_covariance has shape"):
         stochastic_bound(**good, source_covariance=s.power[:1])
+    skew = torch.diag_embed(s.power).to(torch.complex128)
+    skew[0, 0, 0] += 0.1j
+    with pytest.raises(ValueError, match="source_covariance is not Hermitian"):
+        stochastic_bound(**good, source_covariance=skew)
+    for negative in (-s.power, torch.diag_embed(-s.power)):
+        with pytest.raises(ValueError, match="source_covariance has a negative eigenvalue"):
+            stochastic_bound(**good, source_covariance=negative)
     with pytest.raises(ValueError, match="covariance has shape"):
         position_error_bound(torch.zeros(2, 3, 3), (s.phi, s.theta, s.r))
 
@@ -217,3 +243,8 @@ def test_bounds_of_no_scenes() -> None:
     d = drawn(0, 2)
     for bound in both_bounds(d, rows=slice(0, 0)):
         assert bound.shape == (0, 9, 9)
+    one = slice(0, 1)
+    s = d.scenes[one]
+    empty = torch.zeros(1, 0)
+    bound = stochastic_bound((empty, empty, empty), s.h, s.codes, empty, d.noise_power[one], FULL)
+    assert bound.shape == (1, 0, 0)

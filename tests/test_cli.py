@@ -107,7 +107,7 @@ def test_localize_prints_a_table_and_json(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["localize", "--checkpoint", str(work / "run" / "best")]
-    command += ["--shards", str(work / "shards"), "--device", "cpu"]
+    command += ["--shards", str(work / "shards"), "--device", "cpu", "--refine"]
     capsys.readouterr()
     file = tmp_path / "positions.json"
     assert main([*command, "--limit", "3", "--json", str(file), "--known_sources"]) == 0

@@ -64,3 +64,20 @@ def test_rates_that_trials_cannot_resolve_are_refused() -> None:
     search = SearchConfig(false_alarm_rate=0.001)
     with pytest.raises(ValueError, match="use at least 1000"):
         detection_threshold(SMALL, search, trials=100)
+
+
+def test_the_default_trials_resolve_every_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def null(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn.append(count)
+        return torch.ones(count, SMALL.elements, 1, dtype=torch.complex128), torch.ones(count)
+
+    def heights(covariance: tuple[torch.Tensor, torch.Tensor], *_: object) -> torch.Tensor:
+        return torch.ones(len(covariance[1]))
+
+    monkeypatch.setattr("ris_pytorch_pipeline.detection.peak_levels", heights)
+    for rate, trials in ((0.2, 200), (0.01, 2000), (0.001, 4000), (1e-4, 10000)):
+        drawn.clear()
+        detection_threshold(SMALL, SearchConfig(false_alarm_rate=rate), null=null)
+        assert sum(drawn) == trials

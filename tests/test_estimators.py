@@ -120,6 +120,32 @@ def test_awkward_scenes_have_the_documented_answer(seed: int, name: str) -> None
     assert not bool(estimate(every, None).valid.any())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_scenes_of_another_geometry_are_refused(seed: int, name: str) -> None:
+    estimate = estimator(name)
+    for change in ({"snapshots": 4}, {"antennas": 9}, {"n_h": 5}):
+        scenes = scenes_of(seed, 2, dataclasses.replace(SMALL, **change))
+        for count in (scenes.num_sources, None):
+            with pytest.raises(ConfigError, match=r"\(L, M, N\) = .*expected \(8, 8, 36\)"):
+                estimate(scenes, count)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("change", [{"antennas": 3}, {"snapshots": 2}])
+def test_as_many_sources_as_antennas_or_more_than_snapshots(
+    seed: int, name: str, change: dict[str, int]
+) -> None:
+    system = dataclasses.replace(SMALL, **change)
+    scenes = scenes_of(seed, 4, system, min_sources=3, snr_db_min=30.0, snr_db_max=30.0)
+    for count in (scenes.num_sources, None):
+        found = estimator(name, system)(receiver_view(scenes), count)
+        assert found.valid.shape == (4, 3)
+        assert bool(torch.isfinite(found.cartesian[found.valid]).all())
+        if count is not None and not name.startswith("learned"):
+            least = min(3, system.snapshots) if name == "music" else 3
+            assert bool((found.valid.sum(1) == least).all())
+
+
 @pytest.mark.parametrize("name", ["mvdr", "music", "omp"])
 def test_a_lone_strong_source_is_found(seed: int, name: str) -> None:
     system = SystemConfig(max_sources=1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from localize_inputs import SMALL, factors_of, scenes_of
 from torch import Tensor
@@ -18,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ris_pytorch_pipeline.checkpoint import load_checkpoint, save_checkpoint
 from ris_pytorch_pipeline.configs import (
     ConfigError,
+    CovarianceConfig,
     ExperimentConfig,
     ModelConfig,
     SimulationConfig,
@@ -259,16 +262,60 @@ def test_localization_refuses_what_does_not_fit(trained: tuple[Path, Path], tmp_
         )
     wrong = scenes_of(other, 0, 2)
     grid = SearchGrid.for_system(SMALL)
-    with pytest.raises(ConfigError, match=r"\(4, 5, 12\), but the checkpoint was made for"):
+    with pytest.raises(ConfigError, match=r"\(4, 5, 12\), expected \(4, 4, 12\)"):
         localize_scenes(checkpoint, wrong, SearchConfig(), 1, grid)
 
 
 @pytest.mark.lasts(10)
 def test_noise_through_the_network_raises_few_alarms(trained: tuple[Path, Path], seed: int) -> None:
+    """The share of fresh noise scenes with a source: the rate, given what 200 trials know of it."""
     checkpoint, dataset = load_checkpoint(trained[0]), ShardDataset(trained[1])
-    search = SearchConfig(false_alarm_rate=0.1, candidates=8)
-    threshold = noise_threshold(checkpoint, search, trials=200, seed=seed)
-    fresh = noise_threshold(checkpoint, search, trials=200, seed=seed + 1)
-    assert abs(threshold - fresh) < 1.0
-    found = list(localize_shards(checkpoint, dataset, [0, 3], search=search, detect=True))
-    assert all(len(scene.estimate) <= SMALL.max_sources for scene in found)
+    rate, trials, count = 0.1, 200, 150
+    search = SearchConfig(false_alarm_rate=rate, candidates=8)
+    threshold = noise_threshold(checkpoint, search, trials=trials, seed=seed)
+    scenes = scenes_of(SMALL, seed, count)
+    generator = torch.Generator().manual_seed(seed + 1)
+    white = torch.randn(scenes.y.shape, dtype=scenes.y.dtype, generator=generator)
+    power = scenes.y.abs().square().mean((1, 2), keepdim=True)
+    noise = dataclasses.replace(scenes, y=power.sqrt() * white)
+    grid = SearchGrid.for_system(SMALL, oversampling=search.oversampling)
+    found = localize_scenes(checkpoint, noise, search, None, grid, threshold=threshold)
+    alarms = int(found.valid.any(1).sum())
+    # The j-th highest of n trials leaves a chance of alarm that is Beta(j, n + 1 - j) distributed.
+    rank = math.floor(rate * (trials + 1))
+    low, high = scipy.stats.betabinom(count, rank, trials + 1 - rank).ppf([1e-5, 1 - 1e-5])
+    assert 0 < low <= alarms <= high, (low, alarms, high)
+    scene = next(iter(localize_shards(checkpoint, dataset, [3], search=search, detect=True)))
+    assert len(scene.estimate) <= SMALL.max_sources
+
+
+def test_refinement_on_the_measurements_lowers_the_error(tmp_path: Path, seed: int) -> None:
+    system = SystemConfig(n_h=8, n_v=8, antennas=8, snapshots=16, max_sources=1)
+    simulation = SimulationConfig(snr_db_min=20.0, snr_db_max=20.0)
+    config = ExperimentConfig(
+        system=system,
+        simulation=simulation,
+        model=ModelConfig(channels=4, conv_blocks=1, width=16, heads=2, layers=1),
+        covariance=CovarianceConfig(beta=1.0),
+    )
+    net = LocalizationNet(system, config.model, config.covariance)
+    save_checkpoint(tmp_path / "net", config, net)
+    write_shards(tmp_path / "shards", system, simulation, samples=24, shard_size=24, seed=seed)
+    checkpoint, dataset = load_checkpoint(tmp_path / "net"), ShardDataset(tmp_path / "shards")
+    plain, refined = (
+        list(
+            localize_shards(
+                checkpoint,
+                dataset,
+                range(24),
+                search=SearchConfig(),
+                known_sources=True,
+                refine=refine,
+            )
+        )
+        for refine in (False, True)
+    )
+    errors = [np.median([scene.match.error for scene in found]) for found in (plain, refined)]
+    assert errors[1] < 0.5 * errors[0], errors
+    for one, other in zip(plain, refined, strict=True):
+        np.testing.assert_array_equal(one.level_db, other.level_db)

@@ -187,8 +187,18 @@ def test_the_threshold_rises_with_fewer_measurements_and_fewer_alarms() -> None:
     assert shares == sorted(shares)
     assert detection_threshold(SYSTEM, 0, 1e-4) > detection_threshold(SYSTEM, 0, 1e-2)
     assert detection_threshold(SYSTEM, 0, 0.01, "static") < shares[0]
-    with pytest.raises(ValueError, match="3 sources leave nothing of 3 measurements"):
-        detection_threshold(dataclasses.replace(SYSTEM, antennas=3), 2, 0.01)
+    few = dataclasses.replace(SYSTEM, antennas=3)
+    assert detection_threshold(few, 1, 0.01) < 1
+    assert detection_threshold(few, 2, 0.01) == 1
+
+
+def test_a_source_that_leaves_nothing_over_is_not_believed(seed: int) -> None:
+    few = dataclasses.replace(SMALL, antennas=3)
+    scenes = cell(seed, 6, 3, 40.0, few, min_separation=1.0)
+    found, _ = pursue(scenes, None, few)
+    assert int(found.valid.sum(1).max()) <= 2
+    known, _ = pursue(scenes, scenes.num_sources, few)
+    assert bool(known.valid.all())
 
 
 # Options and awkward input
@@ -291,6 +301,13 @@ def test_wrong_numbers_and_options_are_refused(seed: int) -> None:
     ):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             PursuitConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_proposals_of_another_shape_are_refused(seed: int) -> None:
+    scenes = cell(seed, 2, 1, 0.0, SMALL)
+    for shape in ((2, 3), (1, 4, 3), (2, 4, 2), (2, 0, 3)):
+        with pytest.raises(ValueError, match=r"expected \[2, P, 3\] with P >= 1"):
+            pursue(scenes, scenes.num_sources, SMALL, proposals=torch.ones(shape))
 
 
 def test_proposals_take_the_place_of_the_grid(seed: int) -> None:

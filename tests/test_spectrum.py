@@ -145,6 +145,10 @@ def test_covariances_that_are_none_are_refused_by_scene() -> None:
             spectrum(covariance)
         with pytest.raises(ValueError, match=r"scene\(s\) \[2\] are not positive semidefinite"):
             spectrum(covariance[[0, 2, 3]])
+    zero = covariance[[0, 2]] * torch.tensor([1.0, 0.0])[:, None, None]
+    for spectrum in (mvdr, lambda r: music(r, 1), back_projection):
+        with pytest.raises(ValueError, match=r"scene\(s\) \[1\] are not"):
+            spectrum(zero)
     crooked = torch.eye(4, dtype=torch.complex64).repeat(2, 1, 1)
     crooked[1, 0, 2] = 0.5
     for spectrum in (mvdr, lambda r: music(r, 1), back_projection):

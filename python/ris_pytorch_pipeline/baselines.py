@@ -12,15 +12,15 @@ from torch import Tensor
 from .covariance import back_projected_snapshots
 from .estimators import (
     Setting,
+    check_scenes,
     checked_count,
     count_by_residual,
-    finite_scenes,
     keep_first,
     register,
 )
 from .localize import Positions, SearchConfig, estimate_positions
 from .pursuit import PursuitConfig, pursue
-from .refine import Symbols
+from .refine import Symbols, finite_scenes
 from .simulate import Scenes
 from .stopping_rule import DOUBT
 
@@ -37,6 +37,7 @@ class _CovariancePeaks:
 
     def __call__(self, scenes: Scenes, num_sources: Tensor | None) -> Positions:
         system = self.setting.system
+        check_scenes(scenes, system)
         if num_sources is not None:
             num_sources = checked_count(num_sources, scenes, system)
         usable = finite_scenes(scenes)
@@ -59,6 +60,8 @@ class _CovariancePeaks:
 
     def _peaks(self, factor: Tensor, count: Tensor) -> Positions:
         silent = factor.real.new_zeros(len(factor))
+        if self.spectrum == "music":
+            count = count.clamp(max=min(factor.shape[1:]))
         return estimate_positions((factor, silent), count, self.setting.system, self.search)
 
 
@@ -72,7 +75,10 @@ class Mvdr(_CovariancePeaks):
 
 @register("music")
 class Music(_CovariancePeaks):
-    """Peaks of the MUSIC spectrum of R_samp, with a signal space of dimension K."""
+    """Peaks of the MUSIC spectrum of R_samp, with a signal space of dimension K.
+
+    The rank of R_samp is at most L: of fewer snapshots than sources it finds L sources.
+    """
 
     name = "music"
     spectrum = "music"
@@ -92,6 +98,7 @@ class _Pursuit:
 
     def __call__(self, scenes: Scenes, num_sources: Tensor | None) -> Positions:
         system = self.setting.system
+        check_scenes(scenes, system)
         if num_sources is not None:
             num_sources = checked_count(num_sources, scenes, system)
         return pursue(scenes, num_sources, system, self.config, symbols=self.symbols).positions

@@ -35,6 +35,7 @@ def _checked(
     codes: Tensor,
     noise_power: Tensor,
     mask: Tensor | None,
+    system: SystemConfig,
 ) -> tuple[Points, Tensor, Tensor, Tensor, Tensor]:
     """The inputs in double precision, and the mask; padded points become harmless ones."""
     phi = points[0]
@@ -47,7 +48,7 @@ def _checked(
     if mask is None:
         mask = torch.ones(batch, sources, dtype=torch.bool, device=phi.device)
     snapshots = codes.shape[1] if codes.ndim == 3 else -1
-    elements = codes.shape[-1]
+    elements = system.elements
     expected = {
         "h": (h, (batch, h.shape[1] if h.ndim == 3 else -1, elements)),
         "codes": (codes, (batch, snapshots, elements)),
@@ -74,6 +75,17 @@ def _require_finite(name: str, **values: Tensor) -> None:
     for what, value in values.items():
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{name}: {what} holds infinite or undefined values")
+
+
+def _require_covariance(name: str, p: Tensor) -> None:
+    """Refuse P [B, K, K] that is not Hermitian and positive semidefinite, to single precision."""
+    if not p.numel():
+        return
+    rounding = 1e-5 * torch.linalg.matrix_norm(p)
+    if bool((torch.linalg.matrix_norm(p - p.mH) > rounding).any()):
+        raise ValueError(f"{name}: source_covariance is not Hermitian (powers: not real)")
+    if bool((torch.linalg.eigvalsh(p)[:, 0] < -rounding).any()):
+        raise ValueError(f"{name}: source_covariance has a negative eigenvalue or power")
 
 
 def signal_matrices(
@@ -149,7 +161,9 @@ def deterministic_bound(
     (torch.Size([2, 15, 15]), torch.Size([2, 5]))
     """
     name = "deterministic_bound"
-    points, h, codes, noise_power, mask = _checked(name, points, h, codes, noise_power, mask)
+    points, h, codes, noise_power, mask = _checked(
+        name, points, h, codes, noise_power, mask, system
+    )
     batch, sources = mask.shape
     wanted = (batch, sources) if static else (batch, codes.shape[1], sources)
     if tuple(symbols.shape) != wanted:
@@ -205,7 +219,8 @@ def stochastic_bound(
     Differentiable in ``points``, ``h``, ``codes``, ``source_covariance`` and ``noise_power``.
 
     Raises:
-        ValueError: as :func:`deterministic_bound`, or ``unknown`` is something else.
+        ValueError: as :func:`deterministic_bound`, P is not Hermitian or has an eigenvalue below
+            0, or ``unknown`` is something else.
 
     >>> from .simulate import SimulationConfig, Simulator
     >>> drawn = Simulator(SystemConfig(), SimulationConfig(), seed=0, split="doc").draw(2)
@@ -217,7 +232,9 @@ def stochastic_bound(
     torch.Size([2, 15, 15])
     """
     name = "stochastic_bound"
-    points, h, codes, noise_power, mask = _checked(name, points, h, codes, noise_power, mask)
+    points, h, codes, noise_power, mask = _checked(
+        name, points, h, codes, noise_power, mask, system
+    )
     batch, sources = mask.shape
     if unknown not in ("covariance", "powers"):
         raise ValueError(f"{name}: unknown is {unknown!r}, expected 'covariance' or 'powers'")
@@ -231,6 +248,7 @@ def stochastic_bound(
         p = torch.diag_embed(p)
     p = torch.where(mask[:, :, None] & mask[:, None, :], p, 0.0)
     _require_finite(name, source_covariance=p)
+    _require_covariance(name, p.detach())
     mixing, derivatives = signal_matrices(points, h, codes, system, mask)
     antennas = mixing.shape[-2]
     identity = torch.eye(antennas, dtype=p.dtype, device=p.device)

@@ -241,6 +241,8 @@ class Localize:
     """Take each scene's number of sources from the shards."""
     false_alarm_rate: float | None = None
     """Take as sources the peaks above the threshold that noise alone exceeds at this rate."""
+    refine: bool = False
+    """Move the peaks of the spectrum to the best fit of the measurements nearby."""
     spectrum: Literal["mvdr", "music", "back-projection"] = "mvdr"
     """Which spectrum of the covariance is searched."""
     config_file: ConfigFile = None
@@ -311,6 +313,7 @@ class Localize:
             num_sources=self.num_sources,
             known_sources=self.known_sources,
             detect=self.false_alarm_rate is not None,
+            refine=self.refine,
             batch_size=self.batch_size,
             device=device,
         ):

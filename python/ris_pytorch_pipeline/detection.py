@@ -34,7 +34,7 @@ def peak_levels(
 ) -> Tensor:
     """log P [B] at the highest peak of each scene: the statistic that a threshold is held against.
 
-    ``covariance`` as for :func:`estimate_positions`.
+    ``covariance`` as for :func:`.localize.estimate_positions`.
     """
     search = search or SearchConfig()
     check_covariance(covariance, system)
@@ -75,7 +75,8 @@ def detection_threshold(
     covariance is the sample covariance of L independent snapshots of white circular Gaussian noise
     of any power. The spectra are scaled by the trace, so that the power does not matter. The
     statistic is the highest peak of the field of view after refinement, and its quantile is
-    estimated from ``trials`` draws (by default 20 / rate, 200 to 4000): the j-th highest of n, with
+    estimated from ``trials`` draws (by default 20 / rate, 200 to 4000, and never
+    fewer than 1 / rate): the j-th highest of n, with
     j = rate (n + 1) rounded down, is exceeded by a fresh draw with probability j / (n + 1), exactly
     so whatever the distribution.
 
@@ -85,7 +86,7 @@ def detection_threshold(
     search = search or SearchConfig()
     rate = search.false_alarm_rate
     if trials is None:
-        trials = min(4000, max(200, math.ceil(20 / rate)))
+        trials = max(200, min(4000, math.ceil(20 / rate)), math.ceil(1 / rate))
     rank = math.floor(rate * (trials + 1))
     if rank < 1:
         raise ValueError(

@@ -28,6 +28,7 @@ from .configs import ConfigError, CovarianceConfig, SystemConfig
 from .localize import Positions
 from .refine import Symbols, refine_positions
 from .simulate import Scenes
+from .stopping_rule import detection_threshold
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
@@ -107,10 +108,15 @@ def receiver_view(scenes: Scenes) -> Scenes:
     return dataclasses.replace(scenes, num_sources=torch.zeros_like(scenes.num_sources), **blanks)
 
 
-def finite_scenes(scenes: Scenes) -> Tensor:
-    """Which scenes have finite y, h and codes, [B]."""
-    parts = (scenes.y, scenes.h, scenes.codes)
-    return torch.stack([torch.isfinite(part).flatten(1).all(1) for part in parts]).all(0)
+def check_scenes(scenes: Scenes, system: SystemConfig) -> None:
+    """Refuse scenes of another geometry than that of ``system``."""
+    got = (*scenes.y.shape[1:], scenes.codes.shape[2])
+    expected = (system.snapshots, system.antennas, system.elements)
+    if got != expected:
+        raise ConfigError(
+            f"scenes: got (L, M, N) = {got}, expected {expected}, those of the system; use scenes "
+            "of this system, or the system of these scenes"
+        )
 
 
 def checked_count(num_sources: Tensor, scenes: Scenes, system: SystemConfig) -> Tensor:
@@ -144,13 +150,14 @@ def count_by_residual(
     A source counts while all before it count and it takes more off the residual of y than
     :func:`~ris_pytorch_pipeline.stopping_rule.detection_threshold` allows to noise.
     """
-    from .stopping_rule import detection_threshold
-
     places = (found.phi, found.theta, found.r)
     count = torch.zeros(len(scenes), dtype=torch.int64, device=found.phi.device)
     going = torch.ones_like(count, dtype=torch.bool)
     left = torch.view_as_real(scenes.y).to(torch.float64).square().sum((1, 2, 3))
     for k in range(found.valid.shape[1]):
+        share = detection_threshold(setting.system, k, false_alarm, setting.symbols)
+        if share >= 1:
+            break
         prefix = tuple(value[:, : k + 1] for value in places)
         points = (*prefix, found.valid[:, : k + 1])
         _, lower = refine_positions(
@@ -160,7 +167,6 @@ def count_by_residual(
             steps=0,
             symbols=setting.symbols,
         )
-        share = detection_threshold(setting.system, k, false_alarm, setting.symbols)
         going = going & (left - lower > share * left)
         count, left = count + going, lower
     return count

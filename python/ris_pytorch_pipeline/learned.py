@@ -17,16 +17,16 @@ from torch import Tensor
 from .configs import ConfigError
 from .estimators import (
     Setting,
+    check_scenes,
     checked_count,
     count_by_residual,
-    finite_scenes,
     keep_first,
     register,
 )
 from .localize import Positions, estimate_positions
 from .model import infer
 from .pursuit import PursuitConfig, pursue, reconsider
-from .refine import refine_positions
+from .refine import finite_scenes, refine_positions
 from .simulate import Scenes
 from .stopping_rule import DOUBT
 
@@ -48,7 +48,7 @@ class Learned:
 
     name = "learned"
 
-    def __init__(self, setting: Setting, pursuit: PursuitConfig | None = None) -> None:
+    def __init__(self, setting: Setting) -> None:
         checkpoint = setting.checkpoint
         if checkpoint is None:
             raise ConfigError("learned: no checkpoint, expected Setting(checkpoint=...)")
@@ -57,10 +57,11 @@ class Learned:
                 "learned: the checkpoint is of another system than the scenes: got "
                 f"{checkpoint.config.system}, expected {setting.system}"
             )
-        self.setting, self.pursuit = setting, pursuit or PursuitConfig(starts=STARTS)
+        self.setting, self.pursuit = setting, PursuitConfig(starts=STARTS)
         self.net, self.config = checkpoint.net, checkpoint.config
 
     def __call__(self, scenes: Scenes, num_sources: Tensor | None) -> Positions:
+        check_scenes(scenes, self.setting.system)
         if num_sources is not None:
             num_sources = checked_count(num_sources, scenes, self.setting.system)
         found = []
@@ -144,8 +145,8 @@ class Learned:
 class LearnedSearch(Learned):
     """The learned estimator, and one round in which every source is searched again on y.
 
-    The round is that of the pursuit over a grid (:func:`~.pursuit.reconsider`): what it gains over
-    ``learned`` is not the network's.
+    The round is that of the pursuit over a grid (:func:`~.pursuit.reconsider`), with the options of
+    ``omp``: what it gains over ``learned`` is not the network's.
     """
 
     name = "learned_search"

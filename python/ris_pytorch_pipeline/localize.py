@@ -148,8 +148,8 @@ def estimate_positions(
             and [B] with R = X X^H + rho I; in that form nothing N x N is made.
         num_sources: K, one for all scenes or one per scene [B], at most ``system.max_sources``; or
             None, and every peak above the threshold is a source.
-        threshold: log level of detection where K is not known; :func:`detection_threshold` of
-            ``system`` and ``search`` when left out.
+        threshold: log level of detection where K is not known; when left out,
+            :func:`.detection.detection_threshold` of ``system`` and ``search``.
         refine: what is applied to the positions at last, variable projection on the measurements
             for instance.
 

@@ -34,7 +34,7 @@ class TrainResult:
     checkpoint: Path
     """The best checkpoint, or the last where no validation loss was finite."""
     signum: int | None = None
-    """A signal that came when no step was left to stop at: the training is complete."""
+    """Number of a signal that came when no step was left to stop at; the training is complete."""
 
 
 @torch.no_grad()

@@ -49,8 +49,12 @@ class SearchConfig:
             )
         for name in ("loading", "oversampling", "separation"):
             value = getattr(self, name)
-            if not math.isfinite(value) or value < 0 or (name == "oversampling" and value == 0):
-                raise ConfigError(f"SearchConfig: {name} must be finite and positive, got {value}")
+            if not math.isfinite(value) or value < 0:
+                raise ConfigError(
+                    f"SearchConfig: {name} must be finite and not negative, got {value}"
+                )
+        if self.oversampling == 0:
+            raise ConfigError("SearchConfig: oversampling must be above 0, got 0")
         if self.candidates < 1:
             raise ConfigError(f"SearchConfig: candidates must be at least 1, got {self.candidates}")
         if self.newton_steps < 0:

@@ -18,10 +18,12 @@ from torch import Tensor
 from .checkpoint import Checkpoint, config_differences
 from .configs import ConfigError, SystemConfig
 from .detection import detection_threshold
+from .estimators import check_scenes
 from .geometry import to_cartesian
 from .localize import Positions, Refinement, SearchConfig, estimate_positions
 from .metrics import PositionMatch, match_positions, summarise_matches
 from .model import infer
+from .refine import refine_positions
 from .search_grid import SearchGrid
 from .shards import ShardDataset
 from .simulate import Scenes, Simulator
@@ -73,7 +75,7 @@ def localize_scenes(
     a ``threshold`` (see :func:`noise_threshold`), that of the peaks above it. ``refine`` as for
     :func:`.localize.estimate_positions`.
     """
-    check_scenes(checkpoint, scenes)
+    check_scenes(scenes, checkpoint.config.system)
     with torch.inference_mode():
         inference = infer(checkpoint.net, scenes, checkpoint.config.covariance)
         factors = inference.factors
@@ -89,18 +91,6 @@ def localize_scenes(
         threshold=threshold,
         refine=refine,
     )
-
-
-def check_scenes(checkpoint: Checkpoint, scenes: Scenes) -> None:
-    """Refuse scenes of another geometry than the network was made for."""
-    system = checkpoint.config.system
-    got = (*scenes.y.shape[1:], scenes.codes.shape[2])
-    expected = (system.snapshots, system.antennas, system.elements)
-    if got != expected:
-        raise ConfigError(
-            f"scenes have (L, M, N) = {got}, but the checkpoint was made for {expected}; use "
-            "scenes of its own system, or a checkpoint of this one"
-        )
 
 
 def noise_threshold(
@@ -128,6 +118,21 @@ def noise_threshold(
     return detection_threshold(config.system, search, null=null, trials=trials, seed=seed)
 
 
+def measurement_refinement(checkpoint: Checkpoint, scenes: Scenes) -> Refinement:
+    """The last step of ``refine``: least squares on y of ``scenes``, from any positions in them.
+
+    Symbols are those of the checkpoint's simulation. Levels stay those of the spectrum, at the peak
+    that a position came from. See :func:`.refine.refine_positions`.
+    """
+    config = checkpoint.config
+
+    def refine(found: Positions) -> Positions:
+        moved = refine_positions(scenes, found, config.system, symbols=config.simulation.symbols)
+        return replace(moved.positions, level=found.level)
+
+    return refine
+
+
 def localize_shards(
     checkpoint: Checkpoint,
     dataset: ShardDataset,
@@ -137,13 +142,16 @@ def localize_shards(
     num_sources: int | None = None,
     known_sources: bool = False,
     detect: bool = False,
+    refine: bool = False,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
 ) -> Iterator[LocalizedScene]:
     """Localize scenes of ``dataset`` in the order of ``indices``.
 
     K is ``num_sources``, or with ``known_sources`` the scene's true number, or with ``detect`` that
-    of the peaks above :func:`noise_threshold`, or else the network's.
+    of the peaks above :func:`noise_threshold`, or else the network's. ``refine`` moves the peaks
+    of the spectrum to the nearest least squares of the measurements, all of a scene jointly
+    (:func:`measurement_refinement`).
     """
     system = checkpoint.config.system
     check_system(checkpoint, dataset.system, dataset.folder)
@@ -158,7 +166,10 @@ def localize_shards(
         chosen = list(indices[start : start + batch_size])
         scenes = dataset.batch(torch.tensor(chosen)).to(device)
         count = scenes.num_sources if known_sources else num_sources
-        found = localize_scenes(checkpoint, scenes, search, count, grid, threshold=threshold)
+        last = measurement_refinement(checkpoint, scenes) if refine else None
+        found = localize_scenes(
+            checkpoint, scenes, search, count, grid, threshold=threshold, refine=last
+        )
         estimates = _scene_rows(found.phi, found.theta, found.r)
         truths = _scene_rows(scenes.phi, scenes.theta, scenes.r)
         valid, mask = found.valid.cpu().numpy(), scenes.mask.cpu().numpy()

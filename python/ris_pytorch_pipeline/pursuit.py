@@ -2,21 +2,20 @@
 """Orthogonal matching pursuit on the measurements, with Gauss-Newton after every pick.
 
 One source at a time: what the sources found so far leave of the snapshots, r_l, is projected back
-to the surface and its power is scanned over a grid uniform in azimuth, elevation and 1/range,
+to the surface and its power is scanned over a grid uniform in azimuth, elevation and 1/range::
 
     P(g) = sum_l |a(g)^H x_l|^2,  x_l = Phi_l^H (Phi_l Phi_l^H + alpha I)^-1 r_l,
 
     Phi_l = H diag(c_l).
 
 The highest local maxima are candidates. Each is judged by what it would take off the residual, the
-others' columns Q_l projected out,
+others' columns Q_l projected out::
 
-    gain(g) = sum_l |d_l^H r_l|^2 / (||d_l||^2 - ||Q_l^H d_l||^2),    d_l = Phi_l a(g),
+    gain(g) = sum_l |d_l^H r_l|^2 / (||d_l||^2 - ||Q_l^H d_l||^2),    d_l = Phi_l a(g).
 
-the best few are refined jointly with all earlier sources, and the lowest residual wins. The scan
-weighs the directions of H alike: the plain correlation |d_l^H r_l|^2, whose strongest direction
-outshines the rest by more than tenfold, misses a third to a half of lone sources.
-The gain, which decides, is the exact one.
+The best few are refined jointly with all earlier sources, and the lowest residual wins. The scan
+weighs the directions of H alike: in the plain correlation ``|d_l^H r_l|^2`` the strongest direction
+outshines the rest, and lone sources are missed. The gain, which decides, is the exact one.
 """
 
 from __future__ import annotations
@@ -41,6 +40,7 @@ from .refine import (
     descend,
     evaluate,
     field_of_view,
+    finite_scenes,
     refine_positions,
     scene_blocks,
 )
@@ -68,7 +68,7 @@ class PursuitConfig:
     final_steps: int = 40
     """Most steps of the last refinement of all sources."""
     false_alarm: float = 0.01
-    """With K unknown: chance that a scene gets one source too many."""
+    """Chance that a scene gets one source too many where K is not known."""
 
     def __post_init__(self) -> None:
         for name in ("oversampling", "loading"):
@@ -88,7 +88,7 @@ class PursuitConfig:
 
 
 def scan(factor: Tensor, grid: SearchGrid, system: SystemConfig, elements: Tensor) -> Tensor:
-    """sum_j |a(g)^H x_j|^2 on a grid, [B, n_phi, n_theta, n_r] for ``factor`` [B, N, k]."""
+    """``sum_j |a(g)^H x_j|^2`` on a grid, [B, n_phi, n_theta, n_r] for ``factor`` [B, N, k]."""
     count = math.prod(grid.shape)
     phi, theta, inverse_range = grid.points(torch.arange(count, device=factor.device)).unbind(-1)
     power: Tensor = riskernels.steering_power(
@@ -181,19 +181,19 @@ def _search(block: _Block, wanted: Tensor | None, places: Tensor, mask: Tensor) 
     """Fill ``places`` [B, K_max, 3] and ``mask`` [B, K_max] in place, one source after another."""
     slots, system = places.shape[1], block.measurements.system
     energy = torch.view_as_real(block.measurements.y).square().sum((1, 2, 3))
-    parts = (block.scenes.y, block.scenes.h, block.scenes.codes)
-    usable = torch.stack([torch.isfinite(part).flatten(1).all(1) for part in parts]).all(0)
-    active = torch.nonzero(usable).flatten()
+    active = torch.nonzero(finite_scenes(block.scenes)).flatten()
     cost = energy[active]
     for found in range(slots):
         if wanted is not None:
             going = wanted[active] > found
             active, cost = active[going], cost[going]
-        if not len(active):
+        share = 0.0
+        if wanted is None:
+            share = detection_threshold(system, found, block.config.false_alarm, block.symbols)
+        if not len(active) or share >= 1:
             return
         x, left = block.select(active).extend(places[active, :found])
         if wanted is None:
-            share = detection_threshold(system, found, block.config.false_alarm, block.symbols)
             real = cost - left > share * cost
             active, x, left = active[real], x[real], left[real]
         places[active, : found + 1] = x
@@ -234,8 +234,8 @@ def pursue(
 ) -> Refinement:
     """Sources of B scenes from y, h and codes alone, and what they leave of y.
 
-    ``proposals`` [B, P, 3], azimuth, elevation and 1/range, are the places that sources are picked
-    from in place of the maxima on a grid.
+    ``proposals`` [B, P, 3], azimuth, elevation and 1/range, P at least 1, are the places that
+    sources are picked from in place of the maxima on a grid.
 
     ``num_sources`` [B] is K, 0 to ``system.max_sources``; None adds sources while the last one
     takes more off the residual than noise would give, see
@@ -252,6 +252,12 @@ def pursue(
                 f"num_sources: got {low} to {high} in shape {list(num_sources.shape)}, expected "
                 f"0 to max_sources = {slots} in [{batch}]"
             )
+    if proposals is not None and (
+        proposals.ndim != 3 or not proposals.shape[1] or proposals.shape[::2] != (batch, 3)
+    ):
+        raise ValueError(
+            f"proposals: got shape {list(proposals.shape)}, expected [{batch}, P, 3] with P >= 1"
+        )
     with torch.inference_mode(False), torch.no_grad():
         device = scenes.y.device
         grid = SearchGrid.for_system(system, oversampling=config.oversampling, device=device)
@@ -290,8 +296,7 @@ def reconsider(
             system, oversampling=config.oversampling, device=scenes.y.device
         )
         places = torch.stack([found.phi, found.theta, found.r.reciprocal()], -1).double()
-        usable = [torch.isfinite(v).flatten(1).all(1) for v in (scenes.y, scenes.h, scenes.codes)]
-        mask = found.valid & torch.stack(usable).all(0)[:, None]
+        mask = found.valid & finite_scenes(scenes)[:, None]
         places = torch.where(mask[..., None], places, field_of_view(system, places.device)[0])
         for part in scene_blocks(scenes, config.starts * (4 * places.shape[1] + 1)):
             measurements = Measurements.of(scenes[part], system, symbols)

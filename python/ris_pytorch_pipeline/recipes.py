@@ -11,7 +11,7 @@ from __future__ import annotations
 from .configs import ConfigError, DataConfig, ExperimentConfig, ModelConfig, TrainConfig
 
 RECIPES: dict[str, ExperimentConfig] = {
-    # 4,000 steps of 64 scenes: half an hour to an hour on one CPU core.
+    # 4,000 steps of 64 scenes.
     "default": ExperimentConfig(
         model=ModelConfig(known_snr=False),
         data=DataConfig(train_samples=12_800, val_samples=1024),

@@ -36,7 +36,7 @@ from .simulate import Scenes
 Symbols: TypeAlias = Literal["independent", "static"]
 
 RIDGE = 1e-14
-"""Added to D^H D, relative to its largest diagonal entry: coinciding sources share one symbol."""
+"""Added to D^H D, relative to its largest entry, so that coinciding sources share one symbol."""
 _BLOCK_BYTES = 48 << 20
 _DAMPING = (1e-9, 1e-2, 1e6)
 """Least, first and largest Marquardt damping; beyond the largest a scene has converged."""
@@ -46,7 +46,7 @@ class Refinement(NamedTuple):
     """Refined positions, and what they leave of the measurements."""
 
     positions: Positions
-    """``level`` is log(mean_l |s_lk|^2), the source's estimated power; order as given."""
+    """``level`` is ``log(mean_l |s_lk|^2)``, the source's estimated power; order as given."""
     residual: Tensor
     """f(eta) = sum_l ||y_l - D_l s_l||^2, [B] float64; NaN where y is not finite."""
 
@@ -104,6 +104,12 @@ class Measurements:
             dtype=torch.complex128,
         )
         return self.columns(wave[:, None])[:, 0]
+
+
+def finite_scenes(scenes: Scenes) -> Tensor:
+    """Which scenes have finite y, h and codes, [B]."""
+    parts = (scenes.y, scenes.h, scenes.codes)
+    return torch.stack([torch.isfinite(part).flatten(1).all(1) for part in parts]).all(0)
 
 
 class _Fit(NamedTuple):
@@ -288,8 +294,7 @@ def refine_positions(
         symbols: ``independent`` in every snapshot, or ``static`` over all of them.
 
     Returns:
-        The positions, float64, and f there. A scene with y, h or codes that are not finite has no
-        valid positions and a residual of NaN; the other scenes do not notice.
+        The positions, float64, and f there; none and NaN where y, h or codes are not finite.
 
     Cost: a step takes 8 L M N 4K floating-point operations a scene in double precision; blocks of
     scenes keep the memory at about 50 MB. No gradients.

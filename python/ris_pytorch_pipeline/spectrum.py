@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """MVDR, MUSIC and back-projection spectra over azimuth, elevation and range.
 
-All three are functions of q = ||F^H a||^2 = ``steering_power(F)``, for one factor F [N, k] of each:
+All three are functions of ``q = ||F^H a||^2 = steering_power(F)``, for one factor F [N, k] of each:
 
-- **MVDR**, P = |a|^2 / (a^H S^-1 a) with S = N R / tr R + delta I. From factors (X, rho), with
+- **MVDR**, ``P = |a|^2 / (a^H S^-1 a)`` with S = N R / tr R + delta I. From factors (X, rho), with
   X and rho scaled alike and d = rho + delta, S^-1 = (I - Z Z^H) / d with Z = X L^-H and
-  d I + X^H X = L L^H: an r x r Cholesky, F = Z and a^H S^-1 a = (|a|^2 - q) / d. From a dense
+  d I + X^H X = L L^H: an r x r Cholesky, F = Z and ``a^H S^-1 a = (|a|^2 - q) / d``. From a dense
   matrix S = L L^H, F = L^-H and a^H S^-1 a = q.
-- **MUSIC**, P = |a|^2 / (|a|^2 - q), F being the K leading eigenvectors: of X X^H by way of the
+- **MUSIC**, ``P = |a|^2 / (|a|^2 - q)``, F being the K leading eigenvectors: of X X^H by way of the
   r x r X^H X, or of a dense matrix.
-- **Back-projection**, P = (q + rho |a|^2) / |a|^2, F = X, or the square root of a dense matrix.
+- **Back-projection**, ``P = (q + rho |a|^2) / |a|^2``, F = X, or the square root of a dense matrix.
 
-|a|^2 is 1 without taper. White noise alone gives P = 1 + delta (MVDR) or 1 everywhere. Near a peak
-|a|^2 - q is a small difference, known to the rounding of 1: so on grids it is computed in
-complex128, and at single points MUSIC takes the residual ||a - F F^H a||^2, whose rounding is that
-squared.
+``|a|^2`` is 1 without taper. White noise alone gives P = 1 + delta (MVDR) or 1 everywhere. Near a
+peak ``|a|^2 - q`` is a small difference, known to the rounding of 1: so on grids it is computed in
+complex128, and at single points MUSIC takes the residual ``||a - F F^H a||^2``, whose rounding is
+that squared.
 
 A spectrum can be *deflated*: the span T of given steering vectors is taken out by the factor
-(|a|^2 - ||T^H a||^2) / |a|^2, and of back-projection's F too. That removes those sources' peaks and
-their flanks and leaves the others'.
+``(|a|^2 - ||T^H a||^2) / |a|^2``, and of back-projection's F too. That removes those sources' peaks
+and their flanks and leaves the others'.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Spectrum:
     """A spectrum of B scenes; made by :func:`mvdr`, :func:`music` or :func:`back_projection`."""
 
     kind: Literal["power", "inverse", "complement"]
-    """Whether P is q / |a|^2, |a|^2 / q or |a|^2 / (|a|^2 - q), times ``scale``."""
+    """Whether P is ``q / |a|^2``, ``|a|^2 / q`` or ``|a|^2 / (|a|^2 - q)``, times ``scale``."""
     factor: Tensor
     """F [B, N, k] complex128."""
     scale: Tensor
@@ -195,9 +195,12 @@ def _dense_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if not bool(finite.all()):
         raise ValueError(f"covariance: scene(s) {_scenes(~finite)} are not finite; check the data")
     values, vectors = torch.linalg.eigh(matrix)
-    bad = values[:, 0] < -1e-4 * values[:, -1].abs()
+    bad = (values[:, -1] <= 0) | (values[:, 0] < -1e-4 * values[:, -1])
     if bool(bad.any()):
-        raise ValueError(f"covariance: scene(s) {_scenes(bad)} are not positive semidefinite")
+        raise ValueError(
+            f"covariance: scene(s) {_scenes(bad)} are not positive semidefinite, or zero; check "
+            "the data"
+        )
     return values.flip(-1), vectors.flip(-1)
 
 
@@ -251,7 +254,7 @@ def music(covariance: Covariance, num_sources: Tensor | int) -> Spectrum:
 
 
 def back_projection(covariance: Covariance) -> Spectrum:
-    """The back-projection (Bartlett) spectrum a^H R a / |a|^2, R scaled to trace N."""
+    """The back-projection (Bartlett) spectrum ``a^H R a / |a|^2``, R scaled to trace N."""
     if isinstance(covariance, Tensor):
         values, vectors = _dense_eigen(_hermitian(covariance))
         values = values.clamp_min(0.0)

@@ -35,16 +35,16 @@ def detection_threshold(
     L M with static symbols). The search takes the best of all places; ``false_alarm`` is divided by
     the number of independent ones, from :data:`TRIALS`.
 
+    It is 1 where one more source would leave nothing over (R < found + 2): any place explains all
+    of the measurements then, and none is believed.
+
     >>> round(detection_threshold(SystemConfig(), 0, 0.01), 2)
     0.15
     """
     snapshots, antennas = system.snapshots, system.antennas
     groups, rows = (1, snapshots * antennas) if symbols == "static" else (snapshots, antennas)
     if rows < found + 2:
-        raise ValueError(
-            f"detection_threshold: {found + 1} sources leave nothing of {rows} measurements that "
-            "share their symbols; give the number of sources, or lower max_sources"
-        )
+        return 1.0
     lower, upper, cell = field_of_view(system)
     cells = float(((upper - lower) / cell).clamp_min(1.0).prod())
     places = TRIALS[symbols] * (1 + found / 2) * cells
