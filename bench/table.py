@@ -280,7 +280,7 @@ def redraw(document: str, folder: Path) -> str:
         elif profiled:
             table = profile_report.markdown_table(reports[0])
         elif reports[0].get("schema") == evaluation_report.SCHEMA:
-            table = evaluation_report.markdown(reports[0])
+            table = evaluation_report.markdown(reports[0], names)
         else:
             table = markdown(reports[0], names)
         return f"{begin}\n{table}\n<!-- end -->"

@@ -141,7 +141,8 @@ def test_as_many_sources_as_antennas_or_more_than_snapshots(
         found = estimator(name, system)(receiver_view(scenes), count)
         assert found.valid.shape == (4, 3)
         assert bool(torch.isfinite(found.cartesian[found.valid]).all())
-        if count is not None and not name.startswith("learned"):
+        # These leave out what y hardly supports.
+        if count is not None and not name.startswith(("learned", "omp_cautious")):
             least = min(3, system.snapshots) if name == "music" else 3
             assert bool((found.valid.sum(1) == least).all())
 

@@ -97,4 +97,4 @@ def test_moments_of_another_shape_never_reach_the_kernel():
         bad = {**state["optimizer"], "state": {**state["optimizer"]["state"]}}
         bad["state"][0] = {**entry, "exp_avg": wrong}
         with pytest.raises(ValueError, match="the optimizer's exp_avg"):
-            other._take({**state, "optimizer": bad})
+            other._take({**state, "optimizer": bad}, {})

@@ -198,17 +198,22 @@ def _times(report: Report) -> str:
     return f"Time per scene, median of the cells: {'; '.join(parts)}."
 
 
-def markdown(report: Report) -> str:
-    """The tables of README and documentation.
+def markdown(report: Report, measures: Sequence[str] = ()) -> str:
+    """The tables of README and documentation, or those of the named measures alone.
 
     Raises:
-        ValueError: the report has no cell.
+        ValueError: the report has no cell, or a measure has no table.
     """
     if not report["cells"]:
         raise ValueError("the report has no finished cell")
+    unknown = set(measures) - set(SHOWN)
+    if unknown:
+        raise ValueError(f"no table of {', '.join(sorted(unknown))}, only of {', '.join(SHOWN)}")
     lines = []
-    for known, measures in TABLES.items():
-        for measure in measures if estimators_of(report, known) else ():
+    for known, tables in TABLES.items():
+        for measure in tables if estimators_of(report, known) else ():
+            if measures and measure not in measures:
+                continue
             lines += [f"Number of sources {'known' if known else 'unknown'}:", ""]
             lines += [*_table(report, measure, known), ""]
     return "\n".join([*lines, _times(report), "", machine_line(report)])
