@@ -44,6 +44,8 @@ SCALING ?= build/scaling.json
 FIGURES ?= build/figures
 FUZZ_SECONDS ?= 30
 FUZZ_CASES ?= 100000
+# Other mutations in every run when empty.
+FUZZ_SEED ?=
 
 .PHONY: run test lint bench bench-guard bench-scaling docs sanitize fuzz clean install-gpu test-gpu bench-gpu
 
@@ -128,7 +130,7 @@ sanitize: $(VENV)/fuzz.done
 	$(BIN)/python tests/sanitizers/sanitize.py
 
 fuzz: $(VENV)/fuzz.done
-	RISKERNELS_REQUIRE=cpu $(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS) --cases $(FUZZ_CASES)
+	RISKERNELS_REQUIRE=cpu $(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS) --cases $(FUZZ_CASES) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED))
 
 clean:
 	rm -rf build dist *.egg-info riskernels/lib riskernels/_build*.so $(VENV)

@@ -30,7 +30,8 @@ PERTURBED = 4
 SHARES = ("subspace_leakage_forward", "factored_leakage_forward")
 """Operators whose output is what is left of 1, and as exact as that."""
 LARGEST = 1e18
-"""Squares of what is larger overflow in float32."""
+"""Squares of what is larger overflow in float32. Options beyond it, or below its inverse, leave
+nothing to compare: a phase of 1e60 turns has no digit."""
 LINEAR = 1e-2
 """Share of a result up to which it moves as its inputs do; beyond, it is not determined."""
 
@@ -92,6 +93,9 @@ def check_values(template: Template, args: Sequence[Any], kwargs: dict[str, Any]
     leaves = [i for i, _ in numbers if template.args[i].leaf]
     scenes = args[0].shape[0]
     if not leaves or not scenes:
+        return
+    options = [v for v in (*args, *kwargs.values()) if isinstance(v, float) and v]
+    if any(not 1 / LARGEST <= abs(v) <= LARGEST for v in options):
         return
     dtype = args[0].dtype
     eps = PRECISION[dtype]
