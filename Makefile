@@ -34,7 +34,7 @@ OPERATOR_TESTS := tests/test_blend_covariance.py tests/test_errors.py tests/test
   tests/test_tikhonov_covariance.py tests/test_tikhonov_snapshots.py tests/test_transforms.py
 
 # A committed run, the cases of it that `make bench-guard` measures again, and against what.
-BASELINE ?= $(firstword $(wildcard bench/results/cpu_*_1thread.json))
+BASELINE ?= bench/results/cpu_zen3_avx2_1thread.json
 GUARDED := tikhonov_covariance/forward/B64-L16 tikhonov_covariance/forward-varying-modulus/ \
   tikhonov_covariance/gradient/B64-L16 tikhonov_covariance/forward/B64-L5 \
   hermitian_nmse/forward/B64- hermitian_nmse/gradient/B64- \

@@ -154,6 +154,8 @@ def check_values(template: Template, args: Sequence[Any], kwargs: dict[str, Any]
                 outputs = torch.clamp(outputs, min=1.0)
             inputs = _scene_norms(value, by_scene)
             size = size + torch.where(inputs > 0, outputs / inputs, 0.0)
+            # Where the output overflows there is nothing to hold the gradient to.
+            keep &= torch.isfinite(size)
         if not bool((keep & ~(error <= SLACK * eps * size)).any()):
             continue
         if moved is None:

@@ -49,7 +49,8 @@ def _refusal(function: Any, args: Any, kwargs: Any, op: str) -> tuple[Any, str |
     except (RuntimeError, ValueError) as error:
         words = str(error).split("\n")[0]
         allocation = words.startswith("riskernels: an output of shape ")
-        if (allocation and "could not be allocated" in words) or "Storage size calc" in words:
+        torch_words = ("Storage size calc", "Stride calculation overflowed")
+        if (allocation and "could not be allocated" in words) or words.startswith(torch_words):
             return None, NO_MEMORY
         if f"riskernels::{op.removesuffix('_forward')}" not in words:
             raise FindingError(f"a refusal that does not name {op}: {words}") from error
