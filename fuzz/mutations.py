@@ -57,7 +57,8 @@ def mutate(document: Any, choices: Choices) -> Any:
             owner[key] = copy.deepcopy(other)
         elif kind == "double" and isinstance(owner, list):
             owner.append(copy.deepcopy(owner[key]))
-        elif kind == "nest":
+        # Deep enough for what reads the document, not too deep for what copies it here.
+        elif kind == "nest" and max(map(len, places)) < 100:
             for _ in range(choices.of((1, 3, 200))):
                 owner[key] = [owner[key]]
     return document
