@@ -125,23 +125,30 @@ def caller(op: str) -> Callable[..., Any]:
     overload = getattr(getattr(torch.ops, NAMESPACE), op.split("::")[-1]).default
     # What the call of an OpOverload calls.
     direct = overload._op
+    keywords = [argument for argument in overload._schema.arguments if argument.kwarg_only]
+    defaults = {keyword.name: keyword.default_value for keyword in keywords}
+    # So no gradient is asked for to one of them.
+    assert all(isinstance(default, bool | float) for default in defaults.values())
     compiling, grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
     requires_grad, level = torch._C._any_requires_grad, torch._C._functorch.maybe_current_level
     below_autograd = torch._C._AutoDispatchBelowAutograd
     # What overrides torch functions runs Python inside the call, which may need autograd.
     overridden = torch._C._has_torch_function
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: Any, **options: Any) -> Any:
+        if options == defaults:
+            # Parsing them takes torch as long as the kernel takes for a scene of 31 elements.
+            options = {}
         if (
             compiling()
             or forward_ad._current_level >= 0
             or level() is not None
             or overridden(args)
-            or (grad_enabled() and requires_grad(*args, **kwargs))
+            or (grad_enabled() and requires_grad(*args))
         ):
-            return overload(*args, **kwargs)
+            return overload(*args, **options)
         with below_autograd():
-            return direct(*args, **kwargs)
+            return direct(*args, **options)
 
     return call
 
