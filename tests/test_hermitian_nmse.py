@@ -78,6 +78,26 @@ def test_sizes_and_masks(backend, poisoned, n, dtype):
         check(estimate, target, mask, **chosen)
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("n", [144, 140])
+def test_gradients_larger_than_the_caches(backend, poisoned, n, dtype):
+    """Kernels may write them in another way than small ones, but not other numbers."""
+    scenes = (9 << 20) // 2 // (n * n * dtype.itemsize) + 1
+    estimate, target = pair(scenes, n, dtype, backend.device)
+    check(estimate, target, None)
+    check(estimate, target.mT, None)
+    check(estimate, target, masks(scenes, n, backend.device)[2])
+    if backend.name != "cpu":
+        return
+    leaves = [x.requires_grad_() for x in (estimate, target)]
+    many = torch.autograd.grad(riskernels.hermitian_nmse(*leaves).sum(), leaves)
+    few = [x[:2].detach().requires_grad_() for x in leaves]
+    for whole, part in zip(
+        many, torch.autograd.grad(riskernels.hermitian_nmse(*few).sum(), few), strict=True
+    ):
+        assert torch.equal(whole[:2], part)
+
+
 def test_strides(backend, poisoned):
     estimate, target = pair(3, 31, torch.complex64, backend.device)
     mask = masks(3, 31, backend.device)[2]

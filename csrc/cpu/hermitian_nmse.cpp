@@ -65,9 +65,10 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& estimate,
     const int64_t grad_stride = grad.stride(0);
     T* const ge = need_estimate ? mutable_real_pointer<T>(grad_estimate) : nullptr;
     T* const gt = need_target ? mutable_real_pointer<T>(grad_target) : nullptr;
+    const bool stream = estimate.numel() * 2 * int64_t(sizeof(T)) > kStreamBytes;
     for_each_range(scenes * nmse_blocks(problem.elements), [&](int64_t begin, int64_t end) {
-      RISKERNELS_RUN(hermitian_nmse_backward, problem, grad_data, grad_stride, sums_data, ge, gt,
-                     begin, end);
+      RISKERNELS_RUN(hermitian_nmse_backward, problem, grad_data, grad_stride, sums_data, stream,
+                     ge, gt, begin, end);
     });
   };
   real == ScalarType::Float ? run(float{}) : run(double{});

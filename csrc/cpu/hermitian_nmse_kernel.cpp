@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Memory-bound: one read of both matrices forward, one read and one write per gradient backward.
+#include <cstdint>
+
 #include "kernels.hpp"
 #include "nmse_blocks.hpp"
 #include "nmse_rows.hpp"
@@ -47,9 +49,12 @@ struct SceneSums {
 template <typename T, bool Masked>
 void add_rows(const RowReader<T>& estimate, const RowReader<T>& target, int64_t n, int64_t first,
               int64_t last, typename Simd<T>::Int* mask, SceneSums& sums) {
-  // Between two entries of the diagonal of a contiguous matrix lie N others, one after the other.
-  const bool contiguous = estimate.contiguous() && target.contiguous();
-  Energies<T> off;
+  Energies<T> off, diagonal;
+  const bool contiguous = estimate.contiguous() && target.contiguous() && n >= Simd<T>::W;
+  if (!Masked && contiguous) {
+    off.add_rows(estimate.row(0), target.row(0), n, first, last, diagonal);
+    first = last;
+  }
   for (int64_t i = first; i < last; ++i) {
     if (Masked && mask[2 * i] == 0) continue;
     const T* const e = estimate.row(i);
@@ -58,16 +63,15 @@ void add_rows(const RowReader<T>& estimate, const RowReader<T>& target, int64_t 
       mask[2 * i] = mask[2 * i + 1] = 0;
       off.template add<true>(e, t, 2 * n, mask);
       mask[2 * i] = mask[2 * i + 1] = -1;
-    } else if (contiguous) {
-      if (i + 1 < n) off.template add<false>(e + 2 * (i + 1), t + 2 * (i + 1), 2 * n, mask);
     } else {
       off.template add<false>(e, t, 2 * i, mask);
       off.template add<false>(e + 2 * (i + 1), t + 2 * (i + 1), 2 * (n - i - 1), mask);
     }
-    const T re = e[2 * i] - t[2 * i], im = e[2 * i + 1] - t[2 * i + 1];
-    sums.diagonal_error += re * re + im * im;
-    sums.diagonal_power += t[2 * i] * t[2 * i] + t[2 * i + 1] * t[2 * i + 1];
+    for (int64_t k = 2 * i; k < 2 * i + 2; ++k) diagonal.add_number(e[k], t[k]);
   }
+  diagonal.flush();
+  sums.diagonal_error += diagonal.error;
+  sums.diagonal_power += diagonal.power;
   off.flush();
   sums.off_error += off.error;
   sums.off_power += off.power;
@@ -115,17 +119,31 @@ __attribute__((noinline)) void finish(const NmseProblem<T>& p, const SceneSums& 
   *nmse = static_cast<T>(parts / (p.lam_diag + p.lam_off));
 }
 
+// Whether rows are whole vectors that go past the caches: with half a line a vector, ordinary
+// stores measured faster.
+template <typename T>
+bool streams(const T* gradient, int64_t n) {
+  return RISKERNELS_VECTOR_BYTES == 64 && 2 * n % Simd<T>::W == 0 &&
+         reinterpret_cast<std::uintptr_t>(gradient) % 64 == 0;
+}
+
 template <typename T, bool Masked, bool Estimate, bool Target>
 void block_gradient(const NmseProblem<T>& p, int64_t b, int64_t block, const Buffers<T>& buffers,
-                    T grad, const T* sums, T* grad_estimate, T* grad_target) {
+                    T grad, const T* sums, bool stream, T* grad_estimate, T* grad_target) {
   const int64_t n = p.elements;
   const auto [first, last, estimate, target] = block_rows(p, b, block, buffers);
   const double total = p.lam_diag + p.lam_off;
   const double at_diagonal = 2 * grad * p.lam_diag / (total * (sums[2] + p.eps));
   const double at_off = 2 * grad * p.lam_off / (total * (sums[3] + p.eps));
-  const T scale_d = static_cast<T>(at_diagonal), scale_o = static_cast<T>(at_off);
-  const T ratio_d = static_cast<T>(at_diagonal * sums[0] / (sums[2] + p.eps));
-  const T ratio_o = static_cast<T>(at_off * sums[1] / (sums[3] + p.eps));
+  const NmseSlopes<T> on{static_cast<T>(at_diagonal),
+                         static_cast<T>(at_diagonal * sums[0] / (sums[2] + p.eps))};
+  const NmseSlopes<T> off{static_cast<T>(at_off),
+                          static_cast<T>(at_off * sums[1] / (sums[3] + p.eps))};
+  if (!Masked && stream && estimate.contiguous() && target.contiguous()) {
+    streamed_gradient<T, Estimate, Target>(estimate.row(0), target.row(0), n, first, last, off, on,
+                                           grad_estimate, grad_target);
+    return;
+  }
   for (int64_t i = first; i < last; ++i) {
     T* const ge = Estimate ? grad_estimate + 2 * i * n : nullptr;
     T* const gt = Target ? grad_target + 2 * i * n : nullptr;
@@ -139,14 +157,11 @@ void block_gradient(const NmseProblem<T>& p, int64_t b, int64_t block, const Buf
     const T* e = estimate.row(i);
     const T* t = target.row(i);
     if constexpr (Masked)
-      masked_gradient<T, Estimate, Target>(e, t, 2 * n, scale_o, ratio_o, buffers.mask, ge, gt);
+      masked_gradient<T, Estimate, Target>(e, t, 2 * n, off, buffers.mask, ge, gt);
     else
-      run_gradient<T, Estimate, Target>(e, t, 2 * n, scale_o, ratio_o, ge, gt);
-    for (int64_t k = 2 * i; k < 2 * i + 2; ++k) {
-      const T g = scale_d * (e[k] - t[k]);
-      if constexpr (Estimate) ge[k] = g;
-      if constexpr (Target) gt[k] = -(g + ratio_d * t[k]);
-    }
+      run_gradient<T, Estimate, Target>(e, t, 2 * n, off, ge, gt);
+    const auto to = [i](T* row) { return row == nullptr ? nullptr : row + 2 * i; };
+    run_gradient<T, Estimate, Target>(e + 2 * i, t + 2 * i, 2, on, to(ge), to(gt));
   }
 }
 
@@ -195,15 +210,17 @@ void hermitian_nmse_finish(const NmseProblem<T>& p, const double* block_sums, T*
 // Of blocks [begin, end) of all scenes, numbered scene by scene.
 template <typename T>
 void hermitian_nmse_backward(const NmseProblem<T>& p, const T* grad, int64_t grad_stride,
-                             const T* sums, T* grad_estimate, T* grad_target, int64_t begin,
-                             int64_t end) {
+                             const T* sums, bool stream, T* grad_estimate, T* grad_target,
+                             int64_t begin, int64_t end) {
   const Buffers<T> buffers(p.elements);
   const int64_t size = 2 * p.elements * p.elements, blocks = nmse_blocks(p.elements);
+  const bool past_caches =
+      stream && streams(grad_estimate, p.elements) && streams(grad_target, p.elements);
   const auto run = [&](auto kernel) {
     for (int64_t at = begin; at < end; ++at) {
       const int64_t b = at / blocks;
       if (at == begin || at % blocks == 0) buffers.expand_mask(p, b);
-      kernel(p, b, at % blocks, buffers, grad[b * grad_stride], sums + 4 * b,
+      kernel(p, b, at % blocks, buffers, grad[b * grad_stride], sums + 4 * b, past_caches,
              grad_estimate == nullptr ? nullptr : grad_estimate + b * size,
              grad_target == nullptr ? nullptr : grad_target + b * size);
     }
@@ -215,6 +232,7 @@ void hermitian_nmse_backward(const NmseProblem<T>& p, const T* grad, int64_t gra
     run(masked ? block_gradient<T, true, false, true> : block_gradient<T, false, false, true>);
   else
     run(masked ? block_gradient<T, true, true, true> : block_gradient<T, false, true, true>);
+  if (past_caches) Simd<T>::stream_fence();
 }
 
 template void hermitian_nmse_forward<float>(const NmseProblem<float>&, float*, float*, int64_t,
@@ -228,8 +246,9 @@ template void hermitian_nmse_finish<float>(const NmseProblem<float>&, const doub
 template void hermitian_nmse_finish<double>(const NmseProblem<double>&, const double*, double*,
                                             double*, int64_t, int64_t);
 template void hermitian_nmse_backward<float>(const NmseProblem<float>&, const float*, int64_t,
-                                             const float*, float*, float*, int64_t, int64_t);
+                                             const float*, bool, float*, float*, int64_t, int64_t);
 template void hermitian_nmse_backward<double>(const NmseProblem<double>&, const double*, int64_t,
-                                              const double*, double*, double*, int64_t, int64_t);
+                                              const double*, bool, double*, double*, int64_t,
+                                              int64_t);
 
 }  // namespace riskernels::RISKERNELS_ISA

@@ -160,14 +160,6 @@ class HermitianOuter {
       }
   }
 
-  template <bool Stream>
-  static RISKERNELS_INLINE void put(T* to, typename S::V v) {
-    if constexpr (Stream)
-      S::stream(to, v);
-    else
-      S::store(to, v);
-  }
-
   // The first `count` complex numbers of a vector.
   static RISKERNELS_INLINE void put_some(T* to, typename S::V v, int64_t count) {
 #pragma GCC unroll 8
@@ -223,8 +215,8 @@ class HermitianOuter {
     T* const direct = out + 2 * (i * n_ + j);
 #pragma GCC unroll 8
     for (int r = 0; r < kStripRows; ++r) {
-      put<Stream>(direct + 2 * r * n_, S::load(strip + r * strip_row));
-      put<Stream>(direct + 2 * r * n_ + W, S::load(strip + r * strip_row + W));
+      S::template put<Stream>(direct + 2 * r * n_, S::load(strip + r * strip_row));
+      S::template put<Stream>(direct + 2 * r * n_ + W, S::load(strip + r * strip_row + W));
     }
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
@@ -238,7 +230,8 @@ class HermitianOuter {
 #pragma GCC unroll 8
       for (int r = 0; r < kSize; ++r)
 #pragma GCC unroll 4
-        for (int t = 0; t < kTiles; ++t) put<Stream>(mirror + 2 * r * n_ + t * W, tile[t].row[r]);
+        for (int t = 0; t < kTiles; ++t)
+          S::template put<Stream>(mirror + 2 * r * n_ + t * W, tile[t].row[r]);
     }
   }
 

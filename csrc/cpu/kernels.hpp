@@ -40,8 +40,8 @@
                              int64_t begin, int64_t end);                                          \
   template <typename T>                                                                            \
   void hermitian_nmse_backward(const NmseProblem<T>&, const T* grad, int64_t grad_stride,          \
-                               const T* sums, T* grad_estimate, T* grad_target, int64_t begin,     \
-                               int64_t end);                                                       \
+                               const T* sums, bool stream, T* grad_estimate, T* grad_target,       \
+                               int64_t begin, int64_t end);                                        \
   template <typename T>                                                                            \
   void blend_covariance(const BlendProblem<T>&, T* out, int64_t begin, int64_t end);               \
   template <typename T>                                                                            \
@@ -97,6 +97,11 @@
   }
 
 namespace riskernels {
+
+// Outputs larger than that, several times the second-level cache of a core, go past the caches:
+// their lines would else be fetched only to be overwritten. Reading them afterwards takes no
+// longer.
+constexpr int64_t kStreamBytes = int64_t(4) << 20;
 
 enum class SimdLevel { portable, avx2, avx512 };
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The row loops of the NMSE. Real and imaginary parts are squared alike, so rows stay interleaved.
-// Stores are ordinary ones: those that bypass the caches measured slower, whatever the size.
 #pragma once
 
 #include "simd.hpp"
@@ -40,18 +39,36 @@ RISKERNELS_INLINE typename Simd<T>::V blank(typename Simd<T>::V v,
   return reinterpret_cast<typename Simd<T>::V>(reinterpret_cast<typename Simd<T>::I>(v) & keep);
 }
 
-// Numbers ahead of a loop that are asked for: what hardware asks for by itself comes too late for
-// vectors of a whole line.
+// v without the lanes in which `part` equals it; where `part` is 0 instead, v.
 template <typename T>
-constexpr int64_t kLine = 64 / sizeof(T);
-template <typename T>
-constexpr int64_t kAhead = (RISKERNELS_VECTOR_BYTES == 64 ? 48 : 8) * kLine<T>;
+RISKERNELS_INLINE typename Simd<T>::V difference_of_bits(typename Simd<T>::V v,
+                                                         typename Simd<T>::V part) {
+  using I = typename Simd<T>::I;
+  return reinterpret_cast<typename Simd<T>::V>(reinterpret_cast<I>(v) ^ reinterpret_cast<I>(part));
+}
 
+// Words of ones but for two neighbours, which begin at `kPair`.
+template <typename T>
+struct AllButPair {
+  static constexpr int kPair = Simd<T>::W;
+  typename Simd<T>::Int words[2 * kPair];
+  constexpr AllButPair() : words{} {
+    for (auto& word : words) word = -1;
+    words[kPair] = words[kPair + 1] = 0;
+  }
+};
+template <typename T>
+inline constexpr AllButPair<T> kAllButPair;
+
+// Asks for what a loop reads next. Vectors of half a line gain by it; where each vector is a line,
+// hardware alone is faster.
 template <typename T>
 RISKERNELS_INLINE void prefetch_ahead(const T* estimate, const T* target, int64_t length) {
-  for (int64_t u = 0; u < length; u += kLine<T>) {
-    __builtin_prefetch(estimate + u + kAhead<T>);
-    __builtin_prefetch(target + u + kAhead<T>);
+  constexpr int64_t kLine = 64 / sizeof(T), kAhead = 8 * kLine;
+  if constexpr (RISKERNELS_VECTOR_BYTES == 64) return;
+  for (int64_t u = 0; u < length; u += kLine) {
+    __builtin_prefetch(estimate + u + kAhead);
+    __builtin_prefetch(target + u + kAhead);
   }
 }
 
@@ -74,6 +91,33 @@ class Energies {
       if (pending_ >= kPending) flush();
     }
   }
+  // Rows [first, last) of contiguous matrices of n >= W columns; the diagonal goes to `diagonal`.
+  // Vectors follow one another from the first row on, whatever row they are in, so that they are
+  // whole lines of the caches where the rows begin with one.
+  RISKERNELS_INLINE void add_rows(const T* estimate, const T* target, int64_t n, int64_t first,
+                                  int64_t last, Energies& diagonal) {
+    int64_t at = 2 * first * n;
+    const int64_t end = 2 * last * n, whole = at + (end - at) / S::W * S::W;
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t entry = 2 * i * (n + 1), vector = entry - (entry - 2 * first * n) % S::W;
+      if (vector >= whole) break;
+      add<false>(estimate + at, target + at, vector - at, nullptr);
+      const auto* const mask = kAllButPair<T>.words + AllButPair<T>::kPair - (entry - vector);
+      const auto t = S::load(target + vector), e = S::load(estimate + vector) - t;
+      const auto off_e = blank<T>(e, mask), off_t = blank<T>(t, mask);
+      add_vector(off_e, off_t);
+      diagonal.add_vector(difference_of_bits<T>(e, off_e), difference_of_bits<T>(t, off_t));
+      at = vector + S::W;
+    }
+    if (at < whole) add<false>(estimate + at, target + at, whole - at, nullptr);
+    for (int64_t k = whole; k < end; ++k)
+      (k / 2 % (n + 1) == 0 ? diagonal : *this).add_number(estimate[k], target[k]);
+  }
+  RISKERNELS_INLINE void add_number(T estimate, T target) {
+    const T e = estimate - target;
+    error += e * e;
+    power += target * target;
+  }
   RISKERNELS_INLINE void flush() {
     typename S::V e{}, p{};
     for (int u = 0; u < kUnroll; ++u) {
@@ -88,7 +132,14 @@ class Energies {
 
  private:
   static constexpr int kUnroll = 4;
-  static constexpr int64_t kStep = kUnroll * S::W, kPending = 32 * kStep;
+  static constexpr int64_t kStep = kUnroll * S::W, kPending = 64 * kStep;
+
+  RISKERNELS_INLINE void add_vector(typename S::V e, typename S::V t) {
+    error_[0] += e * e;
+    power_[0] += t * t;
+    pending_ += kStep;
+    if (pending_ >= kPending) flush();
+  }
 
   template <bool Masked>
   RISKERNELS_INLINE void add_piece(const T* estimate, const T* target, int64_t length,
@@ -113,60 +164,94 @@ class Energies {
     for (; k + S::W <= length; k += S::W) step(0, k);
     for (; k < length; ++k) {
       if (Masked && mask[k] == 0) continue;
-      const T e = estimate[k] - target[k];
-      error += e * e;
-      power += target[k] * target[k];
+      add_number(estimate[k], target[k]);
     }
   }
   typename S::V error_[kUnroll] = {}, power_[kUnroll] = {};
   int64_t pending_ = 0;
 };
 
-// Gradients of `length` numbers off the diagonal.
-template <typename T, bool Estimate, bool Target>
-RISKERNELS_INLINE void run_gradient(const T* estimate, const T* target, int64_t length, T scale,
-                                    T ratio, T* grad_estimate, T* grad_target) {
+// Gradients: scale E to the estimate, -(scale E + ratio T) to the target.
+template <typename T>
+struct NmseSlopes {
+  T scale, ratio;
+};
+
+// Gradients of `length` numbers that share their slopes.
+template <typename T, bool Estimate, bool Target, bool Stream = false>
+RISKERNELS_INLINE void run_gradient(const T* estimate, const T* target, int64_t length,
+                                    NmseSlopes<T> slopes, T* grad_estimate, T* grad_target) {
   using S = Simd<T>;
   constexpr int kUnroll = 4;
-  const auto scales = S::splat(scale), ratios = S::splat(ratio);
-  const auto step = [&](int64_t k) __attribute__((always_inline)) {
-    const auto t = S::load(target + k);
-    const auto g = scales * (S::load(estimate + k) - t);
-    if constexpr (Estimate) S::store(grad_estimate + k, g);
-    if constexpr (Target) S::store(grad_target + k, -(g + ratios * t));
-  };
+  const auto scales = S::splat(slopes.scale), ratios = S::splat(slopes.ratio);
   int64_t k = 0;
   // All loads before the stores: the compiler cannot know that outputs do not overlap inputs.
-  for (; k + kUnroll * S::W <= length; k += kUnroll * S::W) {
-    typename S::V g[kUnroll], t[kUnroll];
-    if constexpr (RISKERNELS_VECTOR_BYTES == 64)
-      prefetch_ahead(estimate + k, target + k, kUnroll * S::W);
+  const auto step = [&](auto vectors) __attribute__((always_inline)) {
+    constexpr int kVectors = decltype(vectors)::value;
+    typename S::V g[kVectors], t[kVectors];
 #pragma GCC unroll 4
-    for (int u = 0; u < kUnroll; ++u) {
+    for (int u = 0; u < kVectors; ++u) {
       t[u] = S::load(target + k + u * S::W);
       g[u] = scales * (S::load(estimate + k + u * S::W) - t[u]);
     }
 #pragma GCC unroll 4
-    for (int u = 0; u < kUnroll; ++u) {
-      if constexpr (Estimate) S::store(grad_estimate + k + u * S::W, g[u]);
-      if constexpr (Target) S::store(grad_target + k + u * S::W, -(g[u] + ratios * t[u]));
+    for (int u = 0; u < kVectors; ++u) {
+      if constexpr (Estimate) S::template put<Stream>(grad_estimate + k + u * S::W, g[u]);
+      if constexpr (Target)
+        S::template put<Stream>(grad_target + k + u * S::W, -(g[u] + ratios * t[u]));
     }
-  }
-  for (; k + S::W <= length; k += S::W) step(k);
+    k += kVectors * S::W;
+  };
+  while (k + kUnroll * S::W <= length) step(std::integral_constant<int, kUnroll>());
+  while (k + S::W <= length) step(std::integral_constant<int, 1>());
   for (; k < length; ++k) {
-    const T g = scale * (estimate[k] - target[k]);
+    const T g = slopes.scale * (estimate[k] - target[k]);
     if constexpr (Estimate) grad_estimate[k] = g;
-    if constexpr (Target) grad_target[k] = -(g + ratio * target[k]);
+    if constexpr (Target) grad_target[k] = -(g + slopes.ratio * target[k]);
   }
+}
+
+// Rows [first, last) of contiguous matrices of whole vectors a row, past the caches. A vector is
+// written at once, with what it holds of the diagonal.
+template <typename T, bool Estimate, bool Target>
+RISKERNELS_INLINE void streamed_gradient(const T* estimate, const T* target, int64_t n,
+                                         int64_t first, int64_t last, NmseSlopes<T> off,
+                                         NmseSlopes<T> on, T* grad_estimate, T* grad_target) {
+  using S = Simd<T>;
+  using I = typename S::I;
+  const auto past = [](T* from, int64_t k) { return from == nullptr ? nullptr : from + k; };
+  int64_t at = 2 * first * n;
+  const auto until = [&](int64_t end) __attribute__((always_inline)) {
+    run_gradient<T, Estimate, Target, true>(estimate + at, target + at, end - at, off,
+                                            past(grad_estimate, at), past(grad_target, at));
+    at = end;
+  };
+  for (int64_t i = first; i < last; ++i) {
+    const int64_t entry = 2 * i * (n + 1), vector = entry - entry % S::W;
+    until(vector);
+    I keep;
+    __builtin_memcpy(&keep, kAllButPair<T>.words + AllButPair<T>::kPair - (entry - vector),
+                     sizeof(keep));
+    const auto either = [keep](T elsewhere, T here) __attribute__((always_inline)) {
+      return reinterpret_cast<typename S::V>((reinterpret_cast<I>(S::splat(elsewhere)) & keep) |
+                                             (reinterpret_cast<I>(S::splat(here)) & ~keep));
+    };
+    const auto t = S::load(target + vector);
+    const auto g = either(off.scale, on.scale) * (S::load(estimate + vector) - t);
+    if constexpr (Estimate) S::stream(grad_estimate + vector, g);
+    if constexpr (Target) S::stream(grad_target + vector, -(g + either(off.ratio, on.ratio) * t));
+    at = vector + S::W;
+  }
+  until(2 * last * n);
 }
 
 // The same of a row with masked elements, whose gradients are zero.
 template <typename T, bool Estimate, bool Target>
-RISKERNELS_INLINE void masked_gradient(const T* estimate, const T* target, int64_t length, T scale,
-                                       T ratio, const typename Simd<T>::Int* mask, T* grad_estimate,
-                                       T* grad_target) {
+RISKERNELS_INLINE void masked_gradient(const T* estimate, const T* target, int64_t length,
+                                       NmseSlopes<T> slopes, const typename Simd<T>::Int* mask,
+                                       T* grad_estimate, T* grad_target) {
   using S = Simd<T>;
-  const auto scales = S::splat(scale), ratios = S::splat(ratio);
+  const auto scales = S::splat(slopes.scale), ratios = S::splat(slopes.ratio);
   int64_t k = 0;
   for (; k + S::W <= length; k += S::W) {
     const auto t = S::load(target + k);
@@ -177,9 +262,9 @@ RISKERNELS_INLINE void masked_gradient(const T* estimate, const T* target, int64
   }
   for (; k < length; ++k) {
     const bool keep = mask[k] != 0;
-    const T g = keep ? scale * (estimate[k] - target[k]) : T(0);
+    const T g = keep ? slopes.scale * (estimate[k] - target[k]) : T(0);
     if constexpr (Estimate) grad_estimate[k] = g;
-    if constexpr (Target) grad_target[k] = -(g + (keep ? ratio * target[k] : T(0)));
+    if constexpr (Target) grad_target[k] = -(g + (keep ? slopes.ratio * target[k] : T(0)));
   }
 }
 

@@ -81,6 +81,13 @@ struct Simd {
     store(p, v);
 #endif
   }
+  template <bool Stream>
+  static RISKERNELS_INLINE void put(T* p, V v) {
+    if constexpr (Stream)
+      stream(p, v);
+    else
+      store(p, v);
+  }
   // Orders streamed stores before all later ones: due before another thread may read them.
   static RISKERNELS_INLINE void stream_fence() {
 #if defined(__x86_64__)

@@ -15,11 +15,6 @@ namespace {
 // costs.
 constexpr int64_t kWorthSharing = int64_t(1) << 17;
 
-// Outputs larger than that, several times the second-level cache of a core, go past the caches:
-// their lines would else be fetched only to be overwritten. Reading them afterwards takes no
-// longer.
-constexpr int64_t kStreamBytes = int64_t(4) << 20;
-
 Tensor covariance(const Tensor& y, const Tensor& h, const Tensor& codes, double alpha,
                   bool relative, bool center) {
   check_tikhonov("tikhonov_covariance", DeviceType::CPU, y, h, codes, alpha);
