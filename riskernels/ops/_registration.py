@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.library import Library
 
 from riskernels import library
+from riskernels.ops._calls import add_rule
 
 NAMESPACE = "riskernels"
 _LIBRARY = Library(NAMESPACE, "DEF")
@@ -98,6 +99,8 @@ def register_autograd(
     op: str, backward: Callable[..., Any], setup_context: Callable[..., None] | None = None
 ) -> None:
     """Reverse-mode rule; forward-mode AD raises."""
+    if setup_context is not None:
+        add_rule(op, backward, setup_context)
     torch.library.register_autograd(
         op, backward, setup_context=setup_context, lib=cast(Library, _ReverseModeOnly())
     )
@@ -113,44 +116,6 @@ def refuse_autograd(op: str) -> None:
         )
 
     register_autograd(op, backward)
-
-
-def caller(op: str) -> Callable[..., Any]:
-    """The operator of this name, as the public functions call it.
-
-    Where nothing is to be differentiated, traced or transformed the call starts below the autograd
-    key: the rule there is in Python, and the way through it takes longer than a small scene. For
-    the same reason everything that does not change between calls is looked up once, here.
-    """
-    overload = getattr(getattr(torch.ops, NAMESPACE), op.split("::")[-1]).default
-    # What the call of an OpOverload calls.
-    direct = overload._op
-    keywords = [argument for argument in overload._schema.arguments if argument.kwarg_only]
-    defaults = {keyword.name: keyword.default_value for keyword in keywords}
-    # So no gradient is asked for to one of them.
-    assert all(isinstance(default, bool | float) for default in defaults.values())
-    compiling, grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
-    requires_grad, level = torch._C._any_requires_grad, torch._C._functorch.maybe_current_level
-    below_autograd = torch._C._AutoDispatchBelowAutograd
-    # What overrides torch functions runs Python inside the call, which may need autograd.
-    overridden = torch._C._has_torch_function
-
-    def call(*args: Any, **options: Any) -> Any:
-        if options == defaults:
-            # Parsing them takes torch as long as the kernel takes for a scene of 31 elements.
-            options = {}
-        if (
-            compiling()
-            or forward_ad._current_level >= 0
-            or level() is not None
-            or overridden(args)
-            or (grad_enabled() and requires_grad(*args))
-        ):
-            return overload(*args, **options)
-        with below_autograd():
-            return direct(*args, **options)
-
-    return call
 
 
 def register_vmap(op: str, rule: Callable[..., Any]) -> None:

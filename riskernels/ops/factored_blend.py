@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riskernels.ops._calls import caller
 from riskernels.ops._checks import check_grad
 from riskernels.ops._factored_checks import check_factored_blend
 from riskernels.ops._registration import (
-    caller,
     define,
     fold_vmap,
     refuse_autograd,
@@ -70,7 +70,7 @@ BACKWARD = define(
     reference.factored_blend_backward,
     _check_backward,
 )
-_call = caller(FORWARD)
+_call, _call_backward = caller(FORWARD), caller(BACKWARD)
 
 
 def _fake(factor: Tensor, snapshots: Tensor, *args: Any, **options: float) -> tuple[Tensor, Tensor]:
@@ -106,7 +106,7 @@ def _setup_context(
 def _backward(ctx: Any, grad: Tensor, _grad_rho: Tensor | None) -> tuple[Tensor | None, ...]:
     if not ctx.needs_input_grad[0]:
         return None, None, None, None
-    gradient = torch.ops.riskernels.factored_blend_backward(grad, *ctx.saved_tensors, *ctx.options)
+    gradient = _call_backward(grad, *ctx.saved_tensors, *ctx.options)
     return gradient, None, None, None
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riskernels.ops._calls import caller
 from riskernels.ops._checks import check_companion, check_grad_real
 from riskernels.ops._factored_checks import check_factored_leakage
 from riskernels.ops._registration import (
-    caller,
     define,
     define_composite,
     fold_arguments,
@@ -70,7 +70,7 @@ BACKWARD = define(
     reference.factored_leakage_backward,
     _check_backward,
 )
-_call = caller(FORWARD)
+_call, _call_backward = caller(FORWARD), caller(BACKWARD)
 
 
 def _composite(
@@ -141,7 +141,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor, _grad_gram: Tensor | None) -> tuple[Tensor | None, ...]:
     need_factor, need_rho = ctx.needs_input_grad[:2]
-    grad_factor, grad_rho = torch.ops.riskernels.factored_leakage_backward(
+    grad_factor, grad_rho = _call_backward(
         grad, *ctx.saved_tensors, ctx.ridge, need_factor=need_factor, need_rho=need_rho
     )
     return (

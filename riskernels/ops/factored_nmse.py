@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riskernels.ops._calls import caller
 from riskernels.ops._checks import check_companion, check_grad_real
 from riskernels.ops._factored_checks import check_factored_nmse
 from riskernels.ops._registration import (
-    caller,
     define,
     define_composite,
     fold_arguments,
@@ -84,7 +84,7 @@ BACKWARD = define(
     reference.factored_nmse_backward,
     _check_backward,
 )
-_call = caller(FORWARD)
+_call, _call_backward = caller(FORWARD), caller(BACKWARD)
 
 
 def _composite(
@@ -168,7 +168,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, grad: Tensor, *_unused: Tensor | None) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[:3]
-    grads = torch.ops.riskernels.factored_nmse_backward(
+    grads = _call_backward(
         grad,
         *ctx.saved_tensors,
         *ctx.weights,

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riskernels.ops._calls import caller
 from riskernels.ops._factored_checks import (
     check_factored_spectrum,
     check_factored_spectrum_backward,
 )
 from riskernels.ops._registration import (
-    caller,
     define,
     define_composite,
     fold_arguments,
@@ -58,7 +58,7 @@ BACKWARD = define(
     reference.factored_spectrum_backward,
     _check_backward,
 )
-_call = caller(FORWARD)
+_call, _call_backward = caller(FORWARD), caller(BACKWARD)
 
 
 def _composite(factor: Tensor, rho: Tensor | None = None) -> Tensor:
@@ -99,8 +99,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad: Tensor, _grad_vectors: Tensor | None) -> tuple[Tensor | None, ...]:
-    need_factor, need_rho = ctx.needs_input_grad
-    grad_factor, grad_rho = torch.ops.riskernels.factored_spectrum_backward(
+    need_factor, need_rho = ctx.needs_input_grad[:2]
+    grad_factor, grad_rho = _call_backward(
         grad, *ctx.saved_tensors, need_factor=need_factor, need_rho=need_rho
     )
     return grad_factor if need_factor else None, grad_rho if need_rho else None

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riskernels.ops._calls import caller
 from riskernels.ops._checks import check_grad_real, check_nmse
 from riskernels.ops._registration import (
-    caller,
     define,
     define_composite,
     fold_mask,
@@ -73,7 +73,7 @@ BACKWARD = define(
     reference.hermitian_nmse_backward,
     _check_backward,
 )
-_call = caller(FORWARD)
+_call, _call_backward = caller(FORWARD), caller(BACKWARD)
 
 
 def _composite(
@@ -145,7 +145,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad: Tensor, _grad_sums: Tensor | None) -> tuple[Tensor | None, ...]:
     estimate, target, sums, element_mask = ctx.saved_tensors
     need_estimate, need_target = ctx.needs_input_grad[:2]
-    grad_estimate, grad_target = torch.ops.riskernels.hermitian_nmse_backward(
+    grad_estimate, grad_target = _call_backward(
         grad,
         estimate,
         target,

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riskernels.ops._calls import caller
 from riskernels.ops._registration import (
-    caller,
     define,
     fold_vmap,
     refuse_autograd,
@@ -67,7 +67,7 @@ BACKWARD = define(
     reference.steering_power_backward,
     _check_backward,
 )
-_call = caller(FORWARD)
+_call, _call_backward = caller(FORWARD), caller(BACKWARD)
 
 
 def _fake(factor: Tensor, phi: Tensor, *others: Any, taper: bool = False) -> Tensor:
@@ -95,9 +95,7 @@ def _setup_context(
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    gradient = torch.ops.riskernels.steering_power_backward(
-        grad, *ctx.saved_tensors, ctx.wavelength, taper=ctx.taper
-    )
+    gradient = _call_backward(grad, *ctx.saved_tensors, ctx.wavelength, taper=ctx.taper)
     return gradient, None, None, None, None, None
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riskernels.ops._calls import caller
 from riskernels.ops._checks import check_grad_real
 from riskernels.ops._covariance_checks import check_leakage, check_leakage_state
 from riskernels.ops._registration import (
-    caller,
     define,
     define_composite,
     fold_vmap,
@@ -54,7 +54,7 @@ BACKWARD = define(
     reference.subspace_leakage_backward,
     _check_backward,
 )
-_call = caller(FORWARD)
+_call, _call_backward = caller(FORWARD), caller(BACKWARD)
 
 
 def _composite(cov: Tensor, steering: Tensor, num_sources: Tensor, ridge: float = 1e-4) -> Tensor:
@@ -100,7 +100,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, grad: Tensor, *_unused: Tensor | None) -> tuple[Tensor | None, ...]:
-    gradient = torch.ops.riskernels.subspace_leakage_backward(grad, *ctx.saved_tensors)
+    gradient = _call_backward(grad, *ctx.saved_tensors)
     return gradient, None, None, None
 
 

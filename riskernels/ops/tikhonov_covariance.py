@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riskernels.ops._calls import caller
 from riskernels.ops._checks import check_grad, check_tikhonov
 from riskernels.ops._registration import (
-    caller,
     define,
     refuse_autograd,
     register_autograd,
@@ -52,7 +52,7 @@ BACKWARD = define(
     reference.tikhonov_covariance_backward,
     _check_backward,
 )
-_call = caller(FORWARD)
+_call, _call_backward = caller(FORWARD), caller(BACKWARD)
 
 
 def _fake(y: Tensor, h: Tensor, codes: Tensor, alpha: float = 1e-3, **options: bool) -> Tensor:
@@ -87,9 +87,7 @@ def _setup_context(
 
 register_fake(FORWARD, _fake)
 register_fake(BACKWARD, _fake_backward)
-register_autograd(
-    FORWARD, autograd_rule(torch.ops.riskernels.tikhonov_covariance_backward), _setup_context
-)
+register_autograd(FORWARD, autograd_rule(_call_backward), _setup_context)
 refuse_autograd(BACKWARD)
 register_vmap(FORWARD, vmap_rule(torch.ops.riskernels.tikhonov_covariance))
 register_vmap(BACKWARD, vmap_rule_backward(torch.ops.riskernels.tikhonov_covariance_backward))

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from riskernels.ops._calls import caller
 from riskernels.ops._checks import check_grad, check_tikhonov
 from riskernels.ops._registration import (
-    caller,
     define,
     fold_vmap,
     refuse_autograd,
@@ -51,7 +51,7 @@ BACKWARD = define(
     reference.tikhonov_snapshots_backward,
     _check_backward,
 )
-_call = caller(FORWARD)
+_call, _call_backward = caller(FORWARD), caller(BACKWARD)
 
 
 def _fake(
@@ -150,9 +150,7 @@ def vmap_rule_backward(backward_op: Any) -> Any:
     return rule
 
 
-register_autograd(
-    FORWARD, autograd_rule(torch.ops.riskernels.tikhonov_snapshots_backward), _setup_context
-)
+register_autograd(FORWARD, autograd_rule(_call_backward), _setup_context)
 refuse_autograd(BACKWARD)
 register_vmap(FORWARD, vmap_rule(torch.ops.riskernels.tikhonov_snapshots))
 register_vmap(BACKWARD, vmap_rule_backward(torch.ops.riskernels.tikhonov_snapshots_backward))
