@@ -2,12 +2,10 @@
 """Whether an accepted result is right: the reference in complex128, and how well it is determined.
 
 A result is wrong where it is further from the reference in complex128 than the reference gets from
-it when its inputs, in complex64, and the result of every step of it are rounded differently: Monte
-Carlo arithmetic (D. S. Parker, 1997). That needs no bound per operator, and holds where a problem
-is ill conditioned or its terms cancel, inputs that are zero included. Where complex64 overflows,
-results in complex128 are held to how far the reference in complex128 moves in the same way.
-A gradient is also held to output / input: what is below rounding of that changes no digit of the
-output.
+it when its inputs and what every step of it computes are rounded differently: Monte Carlo
+arithmetic (D. S. Parker, 1997). That needs no bound per operator, and holds where a problem is ill
+conditioned or its terms cancel, inputs that are zero included. A gradient is also held to output /
+input: what is below rounding of that changes no digit of the output.
 """
 
 from __future__ import annotations
@@ -28,16 +26,14 @@ SLACK = 64.0
 SPREAD = 16.0
 """How many times further than the reference, differently rounded, a result may be off."""
 PRECISION = {torch.complex64: torch.finfo(torch.float32).eps, torch.complex128: 1e-9}
-"""Of a call. In complex128 the reference is no more exact than the operator, which is therefore
-held to fewer digits than it has."""
+"""Of the inputs and results of a call. In complex128 the reference is no more exact than the
+operator, which is therefore held to fewer digits than it has."""
 PERTURBED = 4
 SHARES = ("subspace_leakage_forward", "factored_leakage_forward")
 """Operators whose output is what is left of 1, and as exact as that."""
 LARGEST = 1e18
 """Squares of what is larger overflow in float32. Options beyond it, or below its inverse, leave
 nothing to compare: a phase of 1e60 turns has no digit."""
-LINEAR = 1e-2
-"""Share of a result up to which it moves as its inputs do; beyond, it is not determined."""
 
 
 def wide(value: Any) -> Any:
@@ -49,7 +45,7 @@ def wide(value: Any) -> Any:
 
 
 def _moved(value: Any, dtype: torch.dtype, generator: torch.Generator) -> Any:
-    """``value`` in the precision of ``dtype``, every number off by about a rounding of float32.
+    """``value`` in the precision of ``dtype``, every number off by about a rounding of it.
 
     An option that float32 does not have becomes the nearest one that it has, for complex64.
     """
@@ -59,29 +55,35 @@ def _moved(value: Any, dtype: torch.dtype, generator: torch.Generator) -> Any:
     if not isinstance(value, Tensor) or not (value.is_complex() or value.is_floating_point()):
         return value
     plain = wide(value)
-    moved = plain * (1 + PRECISION[torch.complex64] * torch.randn(plain.shape, generator=generator))
+    moved = plain * (1 + PRECISION[dtype] * torch.randn(plain.shape, generator=generator))
     return moved.to(dtype if value.is_complex() else dtype.to_real())
 
 
 class Rounding(TorchDispatchMode):
-    """Every number that an operation computes is off by about a rounding of float32."""
+    """Every number that an operation computes is off by about a rounding.
 
-    def __init__(self, generator: torch.Generator) -> None:
+    Calls in complex64 compute some steps in double precision, where single precision would not do.
+    There they are rounded to it, so that who computes them in single is found.
+    """
+
+    def __init__(self, dtype: torch.dtype, generator: torch.Generator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._generator = generator
+        self._single, self._generator = dtype is torch.complex64, generator
 
     def _off(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or not (value.is_complex() or value.is_floating_point()):
             return value
-        noise = torch.randn(value.shape, generator=self._generator, dtype=value.dtype.to_real())
-        return value * (1 + PRECISION[torch.complex64] * noise)
+        real = value.dtype.to_real()
+        rounding = torch.finfo(real).eps if self._single else PRECISION[torch.complex128]
+        noise = torch.randn(value.shape, generator=self._generator, dtype=real)
+        return value * (1 + rounding * noise)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if any(returned.alias_info is not None for returned in func._schema.returns):
-            # Views and what is written in place: no number is computed, or it has its memory.
+            # A view computes nothing, and what is written in place lies in memory of the caller.
             return result
         if isinstance(result, tuple | list):
             return type(result)(self._off(value) for value in result)
@@ -148,15 +150,14 @@ def check_values(template: Template, args: Sequence[Any], kwargs: dict[str, Any]
     if [g is None for g in got] != [w is None for w in want]:
         raise FindingError("a gradient is missing, or one too many")
     moved: list[Tensor] | None = None
-    own: list[Tensor] | None = None
 
-    def movement(width: torch.dtype) -> list[Tensor]:
+    def movement() -> list[Tensor]:
         """How far every result gets from ``want``, at most, by rounding differently."""
         generator = torch.Generator().manual_seed(0)
         furthest = [torch.zeros(())] * len(want)
         for _ in range(PERTURBED):
-            inputs = [_moved(a, width, generator) for a in args]
-            with Rounding(generator):
+            inputs = [_moved(a, dtype, generator) for a in args]
+            with Rounding(dtype, generator):
                 off, _ = reference(inputs)
             for i, (o, v) in enumerate(zip(off, want, strict=True)):
                 if o is not None and v is not None:
@@ -190,18 +191,10 @@ def check_values(template: Template, args: Sequence[Any], kwargs: dict[str, Any]
         if not bool((keep & ~(error <= SLACK * eps * size)).any()):
             continue
         if moved is None:
-            moved = movement(torch.complex64)
-        by = moved[index]
-        if dtype is torch.complex64:
-            # What overflows in the reference may overflow in the operator.
-            keep &= torch.isfinite(by)
-        elif not bool(torch.isfinite(by[keep]).all()):
-            if own is None:
-                own = movement(torch.complex128)
-            by = torch.where(torch.isfinite(by), by, own[index])
-        # What does not move in proportion is not scaled to a smaller rounding.
-        share = torch.where(by > LINEAR * size, 1.0, eps / PRECISION[torch.complex64])
-        allowed = SLACK * eps * size + SPREAD * share * by
+            moved = movement()
+        # What overflows in the reference may overflow in the operator.
+        keep &= torch.isfinite(moved[index])
+        allowed = SLACK * eps * size + SPREAD * moved[index]
         if bool((wrong := keep & ~(error <= allowed)).any()):
             raise FindingError(
                 f"riskernels::{template.op}, result {index} of {dtype}: errors "

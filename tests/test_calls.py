@@ -89,20 +89,67 @@ def test_fake_tensors_and_checkpoints(taken):
     assert set(taken) == {"tikhonov_covariance"}
 
 
-def test_what_a_transform_leaves_behind():
+def test_what_a_transform_leaves_behind(taken):
     """A tensor of a transform that has ended is the plain one that it wrapped."""
-    left = []
     y, h, codes = ti.make(3, 5, 7, 31).tensors
 
-    def function(scale):
-        left.append(y * scale)
-        return left[0].abs().sum()
+    def left_by_transform(value):
+        left = []
 
-    torch.func.grad(function)(torch.tensor(2.0, dtype=torch.float64))
+        def function(scale):
+            left.append(value * scale)
+            return left[0].abs().sum()
+
+        torch.func.grad(function)(torch.tensor(2.0, dtype=torch.float64))
+        return left[0]
+
     want = riskernels.tikhonov_covariance(2 * y, h, codes)
-    assert torch.equal(riskernels.tikhonov_covariance(left[0], h, codes), want)
-    leaf = codes.detach().requires_grad_()
-    got = riskernels.tikhonov_covariance(left[0], h, leaf)
-    assert torch.equal(got, want) and got.requires_grad
+    got = riskernels.tikhonov_covariance(left_by_transform(y), h, codes)
+    assert torch.equal(got, want) and not got.requires_grad
+    leaf = y.clone().requires_grad_()
+    got = riskernels.tikhonov_covariance(left_by_transform(leaf), h, codes)
     (slope,) = torch.autograd.grad(got.abs().sum(), leaf)
-    assert slope.shape == codes.shape
+    want = riskernels.tikhonov_covariance(2 * leaf, h, codes)
+    assert torch.equal(slope, torch.autograd.grad(want.abs().sum(), leaf)[0])
+    assert taken == ["tikhonov_covariance"]
+
+
+def test_numbers_in_tensors(taken):
+    """They may change before the backward."""
+    leaves = ti.make(3, 5, 7, 31).leaves().tensors
+    alpha = torch.tensor(0.1, dtype=torch.float64)
+    value = riskernels.tikhonov_covariance(*leaves, alpha)
+    alpha.fill_(100.0)
+    got = torch.autograd.grad(value.abs().sum(), leaves)
+    assert not taken
+    value = riskernels.tikhonov_covariance(*leaves, 0.1)
+    for x, y in zip(got, torch.autograd.grad(value.abs().sum(), leaves), strict=True):
+        assert torch.equal(x, y)
+    with pytest.raises(RuntimeError, match=r"tikhonov_covariance\(\)"):
+        riskernels.tikhonov_covariance(*leaves, relative=torch.ones(2))
+
+
+def test_gradients_to_one_input_alone(taken):
+    inputs = ti.make(3, 5, 7, 31).tensors
+    every = [t.clone().requires_grad_() for t in inputs]
+    want = torch.autograd.grad(riskernels.tikhonov_covariance(*every).abs().sum(), every)
+    for i in range(3):
+        some = [t.clone().requires_grad_(k == i) for k, t in enumerate(inputs)]
+        value = riskernels.tikhonov_covariance(*some)
+        (got,) = torch.autograd.grad(value.abs().sum(), some[i])
+        torch.testing.assert_close(got, want[i], rtol=1e-12, atol=1e-12)
+    assert taken == ["tikhonov_covariance"] * 4
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_traces_can_be_saved(tmp_path, taken):
+    inputs = ti.make(3, 5, 7, 31)
+    traced = torch.jit.trace(
+        lambda y, h, codes: riskernels.tikhonov_covariance(y, h, codes),
+        inputs.leaves().tensors,
+    )
+    path = str(tmp_path / "trace.pt")
+    torch.jit.save(traced, path)
+    again = torch.jit.load(path)
+    assert torch.equal(again(*inputs.tensors), riskernels.tikhonov_covariance(*inputs.tensors))
+    assert not taken

@@ -96,6 +96,12 @@ def test_gradients_larger_than_the_caches(backend, poisoned, n, dtype):
         many, torch.autograd.grad(riskernels.hermitian_nmse(*few).sum(), few), strict=True
     ):
         assert torch.equal(whole[:2], part)
+    with torch.no_grad():
+        estimate[0, 1, 1] = torch.inf
+        target[1, 0, n - 1] = torch.nan
+    spoiled = torch.autograd.grad(riskernels.hermitian_nmse(*leaves).sum(), leaves)
+    for whole, part in zip(many, spoiled, strict=True):
+        assert torch.equal(whole[2:], part[2:])
 
 
 def test_strides(backend, poisoned):

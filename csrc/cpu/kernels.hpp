@@ -98,9 +98,8 @@
 
 namespace riskernels {
 
-// Outputs larger than that, several times the second-level cache of a core, go past the caches:
-// their lines would else be fetched only to be overwritten. Reading them afterwards takes no
-// longer.
+// Outputs of more bytes, several times the second-level cache of a core, go past the caches: their
+// lines would otherwise be fetched only to be overwritten. Reading them afterwards takes no longer.
 constexpr int64_t kStreamBytes = int64_t(4) << 20;
 
 enum class SimdLevel { portable, avx2, avx512 };

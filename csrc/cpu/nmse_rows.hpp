@@ -2,6 +2,8 @@
 // The row loops of the NMSE. Real and imaginary parts are squared alike, so rows stay interleaved.
 #pragma once
 
+#include <type_traits>
+
 #include "simd.hpp"
 
 namespace riskernels::RISKERNELS_ISA {
@@ -39,12 +41,13 @@ RISKERNELS_INLINE typename Simd<T>::V blank(typename Simd<T>::V v,
   return reinterpret_cast<typename Simd<T>::V>(reinterpret_cast<typename Simd<T>::I>(v) & keep);
 }
 
-// v without the lanes in which `part` equals it; where `part` is 0 instead, v.
+// The lanes of v that `blank` took from it, and 0 elsewhere: by bits, so that of a NaN elsewhere
+// nothing is left.
 template <typename T>
-RISKERNELS_INLINE typename Simd<T>::V difference_of_bits(typename Simd<T>::V v,
-                                                         typename Simd<T>::V part) {
+RISKERNELS_INLINE typename Simd<T>::V blanked_lanes(typename Simd<T>::V v,
+                                                    typename Simd<T>::V kept) {
   using I = typename Simd<T>::I;
-  return reinterpret_cast<typename Simd<T>::V>(reinterpret_cast<I>(v) ^ reinterpret_cast<I>(part));
+  return reinterpret_cast<typename Simd<T>::V>(reinterpret_cast<I>(v) ^ reinterpret_cast<I>(kept));
 }
 
 // Words of ones but for two neighbours, which begin at `kPair`.
@@ -91,7 +94,8 @@ class Energies {
       if (pending_ >= kPending) flush();
     }
   }
-  // Rows [first, last) of contiguous matrices of n >= W columns; the diagonal goes to `diagonal`.
+  // Rows [first, last) of contiguous matrices; the diagonal goes to `diagonal`. With n >= W columns
+  // no vector holds more than one entry of it.
   // Vectors follow one another from the first row on, whatever row they are in, so that they are
   // whole lines of the caches where the rows begin with one.
   RISKERNELS_INLINE void add_rows(const T* estimate, const T* target, int64_t n, int64_t first,
@@ -106,7 +110,7 @@ class Energies {
       const auto t = S::load(target + vector), e = S::load(estimate + vector) - t;
       const auto off_e = blank<T>(e, mask), off_t = blank<T>(t, mask);
       add_vector(off_e, off_t);
-      diagonal.add_vector(difference_of_bits<T>(e, off_e), difference_of_bits<T>(t, off_t));
+      diagonal.add_vector(blanked_lanes<T>(e, off_e), blanked_lanes<T>(t, off_t));
       at = vector + S::W;
     }
     if (at < whole) add<false>(estimate + at, target + at, whole - at, nullptr);

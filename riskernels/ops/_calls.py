@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 _rules: dict[str, Callable[..., Any]] = {}
@@ -54,7 +55,7 @@ def add_rule(op: str, backward: Callable[..., Any], setup_context: Callable[...,
             return (*backward(ctx, *grads), None)
 
     Rule.__name__ = Rule.__qualname__ = f"{overload._schema.name.split('::')[-1]}_rule"
-    # Function.apply itself only looks for functorch, as does who calls this.
+    # Function.apply itself looks for functorch first, which caller() has done.
     _rules[op] = super(torch.autograd.Function, Rule).apply
 
 
@@ -67,24 +68,45 @@ def caller(op: str) -> Callable[..., Any]:
     overload = _overload(op)
     # What the call of an OpOverload calls.
     direct, defaults = overload._op, _option_defaults(overload)
+    arguments = overload._schema.arguments
+    numbers = slice(sum("Tensor" in str(argument.type) for argument in arguments), None)
+    assert all("Tensor" not in str(argument.type) for argument in arguments[numbers])
     compiling, grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
     requires_grad, level = torch._C._any_requires_grad, torch._C._functorch.maybe_current_level
+    tracing, autocast = torch._C._get_tracing_state, torch._C._is_any_autocast_enabled
     below_autograd = torch._C._AutoDispatchBelowAutograd
-    autocast = torch._C._is_any_autocast_enabled
     # What overrides torch functions runs Python inside the call, which may need autograd.
     overridden = torch._C._has_torch_function
+    # A tensor that an ended transform has left stands for the one inside it.
+    living = torch._C._functorch.unwrap_if_dead
+
+    def has_rule(args: tuple[Any, ...]) -> bool:
+        """Whether the rule may be applied to these arguments as they are."""
+        # Autocast may replace them. A number in a tensor may change before the backward reads it.
+        return (
+            op in _rules
+            and not autocast()
+            and not any(isinstance(value, Tensor) and living(value) is not value for value in args)
+            and not any(isinstance(value, Tensor) for value in args[numbers])
+        )
 
     def call(*args: Any, **options: Any) -> Any:
+        for value in options.values():
+            if isinstance(value, Tensor):
+                return overload(*args, **options)
         if options == defaults:
             # Parsing them takes torch as long as the kernel takes for a scene of 31 elements.
             options = {}
-        if compiling() or forward_ad._current_level >= 0 or level() is not None or overridden(args):
+        if (
+            compiling()
+            or tracing() is not None
+            or forward_ad._current_level >= 0
+            or level() is not None
+            or overridden(args)
+        ):
             return overload(*args, **options)
         if grad_enabled() and requires_grad(*args):
-            # Autocast may replace what the rule is to see.
-            if op not in _rules or autocast():
-                return overload(*args, **options)
-            return _rules[op](*args, options)
+            return _rules[op](*args, options) if has_rule(args) else overload(*args, **options)
         with below_autograd():
             return direct(*args, **options)
 
