@@ -104,6 +104,26 @@ def test_pipeline_geometry(backend, seed):
             assert_close(power, expected, tolerance(dtype, phase_condition(positions), 1.0))
 
 
+@pytest.mark.parametrize("dtype", [C64, C128])
+def test_taper_near_an_element(backend, poisoned, seed, dtype):
+    """r / R_n of a point at a thousandth of its range from an element: three digits are lost."""
+    n, near = 20, 1e-3
+    g = torch.Generator().manual_seed(seed)
+    places = 1.0 + torch.rand(n, 3, dtype=torch.float64, generator=g)
+    offset = torch.randn(n, 3, dtype=torch.float64, generator=g)
+    distance = near * places.norm(dim=1, keepdim=True)
+    points = places + distance * offset / offset.norm(dim=1, keepdim=True)
+    r = points.norm(dim=1)
+    phi, theta = torch.atan2(points[:, 1], points[:, 0]), torch.asin(points[:, 2] / r)
+    # A diagonal of which each point sees the entry of its own element, far above the others.
+    x = torch.diag(torch.ones(n, dtype=dtype))[None]
+    inputs = (t.to(backend.device) for t in (x, phi, theta, r, places))
+    power = riskernels.steering_power(*inputs, WAVELENGTH, taper=True)[0].cpu().double()
+    exact = ((r[:, None] / torch.cdist(points, places)) ** 2).sum(1) / n
+    eps = torch.finfo(dtype.to_real()).eps
+    assert float(((power - exact) / exact).abs().max()) < 16 * eps / near
+
+
 def test_plane_wave_and_impossible_ranges(backend):
     factor, phi, theta, r, positions = case(2, 20, 3, 6, C64, backend.device)
     far = torch.full_like(r, torch.inf)

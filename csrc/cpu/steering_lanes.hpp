@@ -182,6 +182,15 @@ __attribute__((noinline)) void steering_block(int64_t count, const T* table,
       doubled += z * at(points.direction[2]);
       doubled -= square * at(points.curvature);
       auto ratio_squared = S::splat(T(1)) - at(points.bend) * doubled;
+      if constexpr (Taper) {
+        // |u - q p|^2, which near an element keeps the digits that the difference loses.
+        const auto across = [&](typename S::V place, const T* direction) RISKERNELS_INLINE_LAMBDA {
+          return S::splat(T(0.5)) * at(direction) - at(points.bend) * place;
+        };
+        const auto dx = across(x, points.direction[0]), dy = across(y, points.direction[1]);
+        const auto dz = across(z, points.direction[2]);
+        ratio_squared = dx * dx + dy * dy + dz * dz;
+      }
       // Rounding alone can make the square of a distance negative, at an element.
       const auto least = S::splat(S::kEpsilon * S::kEpsilon);
       ratio_squared = ratio_squared > least ? ratio_squared : least;

@@ -115,7 +115,14 @@ RISKERNELS_DEVICE Complex<T> steering_entry(const Quad<T>& point, const Quad<T>&
                                             bool taper) {
   const T d =
       point.x * element.x + (point.y * element.y + (point.z * element.z - point.w * element.w));
-  const T square = T(1) - point.w * d;
+  T square = T(1) - point.w * d;
+  if (taper) {
+    // |u - q p|^2, which near an element keeps the digits that the difference loses.
+    const T dx = T(0.5) * point.x - point.w * element.x;
+    const T dy = T(0.5) * point.y - point.w * element.y;
+    const T dz = T(0.5) * point.z - point.w * element.z;
+    square = dx * dx + (dy * dy + dz * dz);
+  }
   // Rounding alone can make it negative, at an element. NaN is in d too.
   const T positive = square > Limits<T>::kSmallest ? square : Limits<T>::kSmallest;
   const T inverse = inverse_root(positive);  // 1 / rho

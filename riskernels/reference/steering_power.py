@@ -7,7 +7,8 @@ p after R = |r u - p|. With q = 1/r, s = u . p and rho = R / r,
     rho^2 = 1 - q (2 s - q |p|^2),    r - R = (r^2 - R^2) / (r + R) = (2 s - q |p|^2) / (1 + rho),
 
 where no nearly equal numbers are subtracted however large r is, and r = inf (q = 0) is the plane
-wave. The steering vector and the power of the columns x_j of X along it are
+wave. With taper, which divides by rho, rho = |u - q p|: near an element the difference would lose
+digits twice as fast. The steering vector and the power of the columns x_j of X along it are
 
     a_n = exp(j k0 (r - R_n)) / sqrt(N)    (times 1 / rho_n with taper),    k0 = 2 pi / wavelength,
     P_g = sum_j |c_gj|^2,    c_gj = a(g)^H x_j.
@@ -42,7 +43,12 @@ def _steering(
     q = torch.where(r > 0, r.reciprocal(), torch.nan)[..., None]
     doubled = 2 * (u @ p.mT) - q * p.square().sum(-1)
     # Rounding alone can make the square of a distance negative, at an element.
-    rho = (1 - q * doubled).clamp_min(0.0).sqrt()
+    square = (1 - q * doubled).clamp_min(0.0)
+    if taper:
+        # |u - q p|^2, which near an element keeps the digits that the difference loses.
+        x, y, z = (u[..., i, None] - q * p[:, i] for i in range(3))
+        square = x.square() + y.square() + z.square()
+    rho = square.sqrt()
     turns = doubled / ((1 + rho) * wavelength)
     phase = (2 * math.pi * (turns - turns.round())).to(dtype.to_real())
     scale = torch.full_like(rho, 1 / math.sqrt(p.shape[0]))

@@ -106,7 +106,12 @@ def steering_tile(ux, uy, uz, q, ex, ey, ez, square, TAPER: tl.constexpr):
     """sqrt(N) a_n(g), real and imaginary, where points and elements broadcast to a tile."""
     d = ux * ex + (uy * ey + (uz * ez - q * square))
     # Rounding alone can make the square negative, at an element. NaN is in d too.
-    ratio = tl.sqrt(tl.maximum(1.0 - q * d, 0.0))
+    square_of_ratio = tl.maximum(1.0 - q * d, 0.0)
+    if TAPER:
+        # |u - q p|^2, which near an element keeps the digits that the difference loses.
+        dx, dy, dz = 0.5 * ux - q * ex, 0.5 * uy - q * ey, 0.5 * uz - q * ez
+        square_of_ratio = dx * dx + (dy * dy + dz * dz)
+    ratio = tl.sqrt(square_of_ratio)
     turns = d / (1.0 + ratio)
     quarters = tl.floor(4.0 * turns + 0.5)
     sine, cosine = sincos_quarters(quarters, turns - 0.25 * quarters)
