@@ -38,7 +38,7 @@ class Settings:
 
     threads: int = 1
     rounds: int = 25
-    seconds_per_entry: float = 0.5
+    seconds_per_entry: float = 0.4
     seed: int = 0
     measure_memory: bool = True
     device: str = "cpu"

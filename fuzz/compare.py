@@ -23,8 +23,10 @@ from fuzz.templates import Template
 
 SLACK = 64.0
 """Rounding errors of a result's size that it may be off by."""
-SPREAD = 16.0
+SPREAD = 32.0
 """How many times further than the reference, differently rounded, a result may be off."""
+DETERMINED = 1e-2
+"""Of a result: what rounding moves by more has no digit to be held to."""
 PRECISION = {torch.complex64: torch.finfo(torch.float32).eps, torch.complex128: 1e-9}
 """Of the inputs and results of a call. In complex128 the reference is no more exact than the
 operator, which is therefore held to fewer digits than it has."""
@@ -192,8 +194,8 @@ def check_values(template: Template, args: Sequence[Any], kwargs: dict[str, Any]
             continue
         if moved is None:
             moved = movement()
-        # What overflows in the reference may overflow in the operator.
-        keep &= torch.isfinite(moved[index])
+        # What overflows in the reference may overflow in the operator, too.
+        keep &= torch.isfinite(moved[index]) & (moved[index] <= DETERMINED * size)
         allowed = SLACK * eps * size + SPREAD * moved[index]
         if bool((wrong := keep & ~(error <= allowed)).any()):
             raise FindingError(
