@@ -57,7 +57,8 @@ def _moved(value: Any, dtype: torch.dtype, generator: torch.Generator) -> Any:
     if not isinstance(value, Tensor) or not (value.is_complex() or value.is_floating_point()):
         return value
     plain = wide(value)
-    moved = plain * (1 + PRECISION[dtype] * torch.randn(plain.shape, generator=generator))
+    noise = torch.randn(plain.shape, generator=generator, dtype=torch.float64)
+    moved = plain * (1 + PRECISION[dtype] * noise)
     return moved.to(dtype if value.is_complex() else dtype.to_real())
 
 
@@ -133,11 +134,12 @@ def check_values(template: Template, args: Sequence[Any], kwargs: dict[str, Any]
     dtype = args[0].dtype
     eps = PRECISION[dtype]
     spoiled = torch.zeros(scenes, dtype=torch.bool)
-    for _, value in numbers:
+    for i, value in numbers:
         plain = wide(value)
         bad = ~torch.isfinite(plain.abs()) | (plain.abs() > LARGEST)
         bad |= (plain.abs() < 1 / LARGEST) & (plain != 0)
-        if value.dim() and value.shape[0] == scenes:
+        # As many points as scenes are no scenes.
+        if template.args[i].dims[:1] == ("B",) and value.shape[:1] == (scenes,):
             spoiled |= bad.reshape(scenes, -1).any(1)
         elif bad.any():
             return
