@@ -20,9 +20,10 @@ class HermitianOuter {
  public:
   using S = Simd<T>;
   static constexpr int W = S::W;
-  // Rows and vectors of accumulators: 24 of 32 registers; of 16 registers 8, which hide the latency
-  // of the multiply-adds and leave so many that nothing is spilled between the three products.
-  static constexpr int kBlockRows = W < 4 ? W : RISKERNELS_VECTOR_BYTES == 64 ? 8 : 4;
+  // Rows and vectors of accumulators: 12 of 32 registers, which leave as many for the real parts
+  // while the imaginary ones are added up; of 16 registers 8, which hide the latency of the
+  // multiply-adds and leave so many that nothing is spilled between the three products.
+  static constexpr int kBlockRows = W < 4 ? W : 4;
   static constexpr int kVectors = RISKERNELS_VECTOR_BYTES == 64 ? 3 : 8 / kBlockRows;
   // Rows that are mirrored at once: the blocks that fill cache lines of the mirror image.
   static constexpr int kLine = 64 / (2 * static_cast<int>(sizeof(T)));
@@ -127,37 +128,49 @@ class HermitianOuter {
   // R rows of R, interleaved, to `strip`. Not inlined: registers are for these loops.
   template <int R, int V>
   __attribute__((noinline)) void products(const T* rows, const T* columns, T* strip) const {
+    // Whether the registers hold a second set of accumulators; else it lies in `strip`.
+    constexpr bool kTwoSets = 2 * R * V + V + 1 <= (RISKERNELS_VECTOR_BYTES == 64 ? 32 : 16);
     const int64_t part = depth_ * kPitch;
     const auto at = [strip](int r, int v) { return strip + 2 * W * (r * V + v); };
-    typename S::V sum[R][V];
+    const auto each = [](const auto& f) RISKERNELS_INLINE_LAMBDA {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
+      for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] = typename S::V{};
+        for (int v = 0; v < V; ++v) f(r, v);
+    };
+    typename S::V sum[R][V], aside[R][V];
+    const auto put_aside = [&](int r, int v, typename S::V x) RISKERNELS_INLINE_LAMBDA {
+      if constexpr (kTwoSets)
+        aside[r][v] = x;
+      else
+        S::store(at(r, v), x);
+    };
+    const auto get_aside = [&](int r, int v) RISKERNELS_INLINE_LAMBDA {
+      if constexpr (kTwoSets)
+        return aside[r][v];
+      else
+        return S::load(at(r, v));
+    };
+    // The compiler would else keep what lies in memory in registers, and spill others.
+    const auto forget = []() RISKERNELS_INLINE_LAMBDA {
+      if constexpr (!kTwoSets) asm volatile("" ::: "memory");
+    };
+    each([&](int r, int v) RISKERNELS_INLINE_LAMBDA { sum[r][v] = typename S::V{}; });
     accumulate<true, R, V>(depth_, rows, columns, sum);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) S::store(at(r, v), sum[r][v]);
+    each([&](int r, int v) RISKERNELS_INLINE_LAMBDA { put_aside(r, v, sum[r][v]); });
     accumulate<false, R, V>(depth_, rows + part, columns + part, sum);
-    // The compiler would else have kept the first sums in registers, and spilled others.
-    asm volatile("" ::: "memory");
+    forget();
     const auto two = S::splat(T(2));
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) S::store(at(r, v), sum[r][v] - two * S::load(at(r, v)));
+    each([&](int r, int v)
+             RISKERNELS_INLINE_LAMBDA { put_aside(r, v, sum[r][v] - two * get_aside(r, v)); });
     accumulate<false, R, V>(depth_, rows + 2 * part, columns + 3 * part, sum);
-    asm volatile("" ::: "memory");
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) {
-        typename S::V low, high;
-        S::interleave_lane_order(S::load(at(r, v)), sum[r][v], low, high);
-        S::store(at(r, v), low);
-        S::store(at(r, v) + W, high);
-      }
+    forget();
+    each([&](int r, int v) RISKERNELS_INLINE_LAMBDA {
+      typename S::V low, high;
+      S::interleave_lane_order(get_aside(r, v), sum[r][v], low, high);
+      S::store(at(r, v), low);
+      S::store(at(r, v) + W, high);
+    });
   }
 
   // The first `count` complex numbers of a vector.
