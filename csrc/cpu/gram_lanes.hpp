@@ -26,12 +26,9 @@ RISKERNELS_INLINE void lane_sums(const typename Simd<T>::V (&v)[Count], T (&sums
       joined = join(join(v[k], v[k + 2]), join(v[k + 1], v[k + 3]));
     else
       joined = join(v[k], v[k + 1]);
+    joined = S::sum_of_blocks(joined);
 #pragma GCC unroll 4
-    for (int e = 0; e < kBlock; ++e) {
-      sums[k + e] = joined[e];
-#pragma GCC unroll 4
-      for (int w = kBlock; w < S::W; w += kBlock) sums[k + e] += joined[w + e];
-    }
+    for (int e = 0; e < kBlock; ++e) sums[k + e] = joined[e];
   }
 #pragma GCC unroll 4
   for (int k = kWhole; k < Count; ++k) sums[k] = S::sum(v[k]);
@@ -43,9 +40,11 @@ template <int I, int J, typename T>
 RISKERNELS_INLINE void gram_block(int64_t depth, Planar<const T> left, Planar<const T> h,
                                   const Planar<T>& out) {
   using S = Simd<T>;
-  typename S::V parts[2 * I * J];
+  // What crosses real and imaginary parts has accumulators of its own: they would else be as many
+  // as the multiply-adds have steps to go, and wait for each other.
+  typename S::V parts[2 * I * J], crossed[2 * I * J];
 #pragma GCC unroll 8
-  for (int e = 0; e < 2 * I * J; ++e) parts[e] = typename S::V{};
+  for (int e = 0; e < 2 * I * J; ++e) parts[e] = crossed[e] = typename S::V{};
   for (int64_t k = 0; k < depth; k += S::W) {
 #pragma GCC unroll 2
     for (int i = 0; i < I; ++i) {
@@ -54,15 +53,18 @@ RISKERNELS_INLINE void gram_block(int64_t depth, Planar<const T> left, Planar<co
 #pragma GCC unroll 2
       for (int j = 0; j < J; ++j) {
         const auto y_re = S::load(h.re + j * h.row + k), y_im = S::load(h.im + j * h.row + k);
-        auto& re = parts[2 * (i * J + j)];
-        auto& im = parts[2 * (i * J + j) + 1];
-        re += x_re * y_re;
-        im += x_im * y_re;
-        re += x_im * y_im;
-        im -= x_re * y_im;
+        const int re = 2 * (i * J + j), im = re + 1;
+        parts[re] += x_re * y_re;
+        parts[im] += x_im * y_re;
+        auto& more = RISKERNELS_VECTOR_BYTES == 64 ? crossed : parts;
+        more[re] += x_im * y_im;
+        more[im] -= x_re * y_im;
       }
     }
   }
+  if constexpr (RISKERNELS_VECTOR_BYTES == 64)
+#pragma GCC unroll 8
+    for (int e = 0; e < 2 * I * J; ++e) parts[e] += crossed[e];
   T sums[2 * I * J];
   lane_sums<T>(parts, sums);
 #pragma GCC unroll 2

@@ -46,6 +46,12 @@ struct Simd {
       v += rotate(v, step, std::make_integer_sequence<Int, W>());
     return v[0];
   }
+  // The sum of the blocks of 16 bytes of v, in each of them.
+  static RISKERNELS_INLINE V sum_of_blocks(V v) {
+    for (int step = W / 2; step >= kBlock; step /= 2)
+      v += rotate(v, step, std::make_integer_sequence<Int, W>());
+    return v;
+  }
 
   // (re0 im0 re1 im1 ...) in a, b  <->  (re0 re1 ...), (im0 im1 ...)
   static RISKERNELS_INLINE void deinterleave(V a, V b, V& re, V& im) {
