@@ -28,6 +28,7 @@ void tikhonov_covariance(const TikhonovProblem<T>& problem, T* out, bool stream,
     for (int64_t b = begin / shares; run && b * shares < end; ++b) {
       scene.estimate(b, [&](int64_t j, int64_t columns) {
         outer.pack(view(scene.a), scale, problem.center, j, columns, packed);
+        scene.prefetch_scene(b + 1, j, columns);
       });
       const int64_t first = b * shares;
       outer.write(packed, out + b * size, stream, begin > first ? begin - first : 0,

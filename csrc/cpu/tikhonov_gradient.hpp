@@ -27,13 +27,13 @@ class TikhonovGradient {
         by_element_sum_(carver.take<T>(scene.n_pad * scene.l_pad)),
         w_(take_planar<T>(carver, scene.m, scene.l_pad)),
         h_sum_(carver.take<T>(scene.m * scene.n_pad)),
-        zw_(take_planar<T>(carver, scene.m, 2 * scene.snapshots)),
-        zw_sum_(carver.take<T>(scene.m * 2 * scene.snapshots)),
-        zw_difference_(carver.take<T>(scene.m * 2 * scene.snapshots)),
+        zw_re_(carver.take<T>(scene.m * 2 * scene.l_pad)),
+        zw_sum_(carver.take<T>(scene.m * 2 * scene.l_pad)),
+        zw_difference_(carver.take<T>(scene.m * 2 * scene.l_pad)),
         panel_(take_planar<T>(carver, 2 * scene.snapshots, kPanel)),
         panel_difference_(carver.take<T>(2 * scene.snapshots * kPanel)),
         channel_(take_planar<T>(carver, scene.m, kPanel)),
-        loading_term_(carver.take<T>(scene.snapshots)) {}
+        loading_term_(carver.take<T>(scene.l_pad)) {}
 
   // Snapshots in the vector lanes: element (n, l) of f(l, n, re, im), which gives one vector of
   // elements of snapshot l, to a right factor [n_pad, l_pad].
@@ -134,14 +134,17 @@ class TikhonovGradient {
     }
   }
 
-  // loading_term(l) = 2 (alpha / N) dL/dalpha_l, dL/dalpha_l = -Re(w_l^H z_l); 0 unless relative.
+  // loading_term(l) = 2 (alpha / N) dL/dalpha_l, dL/dalpha_l = -Re(w_l^H z_l); only `relative` asks
+  // for it.
   void relative_terms() {
-    const T scale = s.p.relative ? T(2) * static_cast<T>(s.p.alpha) / static_cast<T>(s.n) : T(0);
-    for (int64_t l = 0; l < s.snapshots; ++l) {
-      T inner = 0;
+    if (!s.p.relative) return;
+    const auto scale = S::splat(T(-2) * static_cast<T>(s.p.alpha) / static_cast<T>(s.n));
+    for (int64_t l = 0; l < s.l_pad; l += W) {
+      auto inner = typename S::V{};
       for (int64_t i = l; i < s.m * s.l_pad; i += s.l_pad)
-        inner += w_.re[i] * s.z.re[i] + w_.im[i] * s.z.im[i];
-      loading_term_[l] = s.p.relative ? -scale * inner : T(0);
+        inner +=
+            S::load(w_.re + i) * S::load(s.z.re + i) + S::load(w_.im + i) * S::load(s.z.im + i);
+      S::store(loading_term_ + l, scale * inner);
     }
   }
 
@@ -153,27 +156,27 @@ class TikhonovGradient {
       }
   }
 
-  // Columns z_0 w_0 z_1 w_1 ... of one left factor [M, 2 L].
+  // Columns z_0 w_0 z_1 w_1 ... of one left factor [M, 2 l_pad].
   void pack_solutions() const {
-    const auto put = [this](const Planar<T>& from, int64_t i, int64_t l, int64_t to) {
-      const T re = from.re[i * s.l_pad + l], im = from.im[i * s.l_pad + l];
-      zw_.re[to] = re;
-      zw_sum_[to] = re + im;
-      zw_difference_[to] = re - im;
-    };
-    for (int64_t i = 0; i < s.m; ++i)
-      for (int64_t l = 0; l < s.snapshots; ++l) {
-        put(s.z, i, l, i * zw_.row + 2 * l);
-        put(w_, i, l, i * zw_.row + 2 * l + 1);
+    for (int64_t i = 0; i < s.m * s.l_pad; i += W) {
+      typename S::V re[2], im[2];
+      S::interleave(S::load(s.z.re + i), S::load(w_.re + i), re[0], re[1]);
+      S::interleave(S::load(s.z.im + i), S::load(w_.im + i), im[0], im[1]);
+      for (int half = 0; half < 2; ++half) {
+        const int64_t to = 2 * i + half * W;
+        S::store(zw_re_ + to, re[half]);
+        S::store(zw_sum_ + to, re[half] + im[half]);
+        S::store(zw_difference_ + to, re[half] - im[half]);
       }
+    }
   }
 
   // Gradients to the codes of `count` snapshots from `first` on, which share the channel in s.h,
   // and to that channel; a panel of columns at a time, which stays in the first-level cache.
   void write(int64_t first, int64_t count, T* h, T* codes) {
     const LeftPlanes<T> zw =
-        LeftPlanes<T>{zw_.re, zw_sum_, zw_difference_, zw_.row, 1}.at(0, 2 * first);
-    const LeftPlanes<T> by_w{zw.re + 1, zw.sum + 1, zw.difference + 1, 2, zw_.row};
+        LeftPlanes<T>{zw_re_, zw_sum_, zw_difference_, 2 * s.l_pad, 1}.at(0, 2 * first);
+    const LeftPlanes<T> by_w{zw.re + 1, zw.sum + 1, zw.difference + 1, 2, zw.row};
     const RightPlanes<T> right{panel_.re, panel_.im, panel_difference_, kPanel};
     const Planar<T> v{panel_.re + kPanel, panel_.im + kPanel, 2 * kPanel};
     const bool shared = !s.p.h_per_snapshot;
@@ -294,15 +297,15 @@ class TikhonovGradient {
   int64_t next_ = 0;            // scene whose inputs are asked for while one is finished
   const Planar<T> by_element_;  // [n_pad, l_pad], also a row for one snapshot
   T* const by_element_sum_;
-  const Planar<T> w_;   // [M, l_pad]
-  T* const h_sum_;      // [M, n_pad] re + im
-  const Planar<T> zw_;  // [M, 2 L]
+  const Planar<T> w_;  // [M, l_pad]
+  T* const h_sum_;     // [M, n_pad] re + im
+  T* const zw_re_;     // [M, 2 l_pad]
   T* const zw_sum_;
   T* const zw_difference_;
   const Planar<T> panel_;  // [2 L, kPanel]
   T* const panel_difference_;
   const Planar<T> channel_;  // [M, kPanel]
-  T* const loading_term_;    // [L]
+  T* const loading_term_;    // [l_pad]
   alignas(RISKERNELS_VECTOR_BYTES) T energy_[kPanel];
 };
 

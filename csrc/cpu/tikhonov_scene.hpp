@@ -85,8 +85,18 @@ class TikhonovScene {
       if (!p.h_per_snapshot) back_project_columns(j, columns, back_projection);
       multiply_by_conjugate_codes(j, columns);
       use(j, columns);
-      prefetch_scene(b + 1, j, columns);
     }
+  }
+
+  // Asks for columns of the codes and of the first channel of scene b, to the second-level cache.
+  void prefetch_scene(int64_t b, int64_t j, int64_t columns) const {
+    if (b >= p.scenes) return;
+    const int64_t length = n - j < columns ? n - j : columns;
+    if (p.codes_stride[2] == 1)
+      prefetch_rows(p.codes + 2 * (b * p.codes_stride[0] + j), snapshots, p.codes_stride[1],
+                    length);
+    if (p.h_stride[3] == 1)
+      prefetch_rows(p.h + 2 * (b * p.h_stride[0] + j), m, p.h_stride[2], length);
   }
 
   // In place: right-hand sides [M, lanes] -> S_l^{-1} of each.
@@ -176,17 +186,6 @@ class TikhonovScene {
       const auto row = codes.at(l, 0);
       load_padded(base + 2 * l * p.codes_stride[1], p.codes_stride[2], row.re, row.im);
     }
-  }
-
-  // Columns of the codes and of the first channel, on their way to the second-level cache.
-  void prefetch_scene(int64_t b, int64_t j, int64_t columns) const {
-    if (b >= p.scenes) return;
-    const int64_t length = n - j < columns ? n - j : columns;
-    if (p.codes_stride[2] == 1)
-      prefetch_rows(p.codes + 2 * (b * p.codes_stride[0] + j), snapshots, p.codes_stride[1],
-                    length);
-    if (p.h_stride[3] == 1)
-      prefetch_rows(p.h + 2 * (b * p.h_stride[0] + j), m, p.h_stride[2], length);
   }
 
   static void prefetch_rows(const T* first, int64_t rows, int64_t stride, int64_t length) {

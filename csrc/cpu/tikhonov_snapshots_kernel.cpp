@@ -11,7 +11,8 @@ void tikhonov_snapshots(const TikhonovProblem<T>& problem, T* out, int64_t begin
     Carver carver(block);
     TikhonovScene<T> scene(problem, carver, Simd<T>::W);
     for (int64_t b = begin; run && b < end; ++b) {
-      scene.estimate(b);
+      scene.estimate(b,
+                     [&](int64_t j, int64_t columns) { scene.prefetch_scene(b + 1, j, columns); });
       for (int64_t l = 0; l < scene.snapshots; ++l) {
         const auto row = scene.a.at(l, 0);
         store_row(out + 2 * (b * scene.snapshots + l) * scene.n, scene.n, row.re, row.im);
