@@ -19,7 +19,7 @@ _rules: dict[str, Callable[..., Any]] = {}
 """By operator, what applies it as a node of the graph: its arguments, then a dict of options."""
 
 
-def _overload(op: str) -> Any:
+def overload_of(op: str) -> Any:
     namespace, name = op.split("::")
     return getattr(getattr(torch.ops, namespace), name).default
 
@@ -34,7 +34,7 @@ def _option_defaults(overload: Any) -> dict[str, Any]:
 
 def add_rule(op: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
     """The autograd rule of ``op``, in the form of :func:`torch.library.register_autograd`."""
-    overload = _overload(op)
+    overload = overload_of(op)
     direct, defaults = overload._op, _option_defaults(overload)
     below_autograd = torch._C._AutoDispatchBelowAutograd
 
@@ -65,7 +65,7 @@ def caller(op: str) -> Callable[..., Any]:
     Where nothing is to be differentiated the call starts below the autograd key, else with the rule
     of :func:`add_rule`. What does not change between calls is looked up once, here.
     """
-    overload = _overload(op)
+    overload = overload_of(op)
     # What the call of an OpOverload calls.
     direct, defaults = overload._op, _option_defaults(overload)
     arguments = overload._schema.arguments

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.library import Library
 
 from riskernels import library
-from riskernels.ops._calls import add_rule
+from riskernels.ops._calls import add_rule, overload_of
 
 NAMESPACE = "riskernels"
 _LIBRARY = Library(NAMESPACE, "DEF")
@@ -80,7 +80,7 @@ class _ReverseModeOnly:
     """
 
     def impl(self, op: str, kernel: Callable[..., Any], key: str, **options: Any) -> None:
-        overload = getattr(getattr(torch.ops, NAMESPACE), op.split("::")[-1]).default
+        overload = overload_of(f"{NAMESPACE}::{op.split('::')[-1]}")
         redispatch, below_autograd = overload.redispatch, torch._C._AutoDispatchBelowAutograd
         backends, any_requires_grad = torch._C._after_autograd_keyset, torch._C._any_requires_grad
 
@@ -131,8 +131,7 @@ def _full_precision(value: Any) -> Any:
 
 def register_full_precision_autocast(op: str) -> None:
     """Under autocast: half-precision complex inputs are widened, all others run as they are."""
-    short = op.split("::")[-1]
-    overload = getattr(getattr(torch.ops, NAMESPACE), short).default
+    overload, short = overload_of(op), op.split("::")[-1]
 
     def make(device_type: str, key: Any) -> Callable[..., Any]:
         def autocast(*args: Any, **kwargs: Any) -> Any:
