@@ -42,26 +42,27 @@ class HermitianOuter {
   int64_t shares() const { return panels_ * panels_; }
 
   // Packs columns [j, j + columns), both multiples of W, of x = scale * (a - mean of a over its
-  // rows, where `center`), a planar [terms, n] padded to whole vectors.
-  void pack(Planar<const T> a, T scale, bool center, int64_t j, int64_t columns, T* packed) const {
+  // rows, where `center`); a(l, column, re, im) gives one vector of row l of `terms`.
+  template <typename F>
+  void pack(const F& a, T scale, bool center, int64_t j, int64_t columns, T* packed) const {
     const auto scales = S::splat(scale);
     const auto share = S::splat(T(1) / static_cast<T>(depth_));
     const int64_t part = depth_ * kPitch, end = (j + columns) / W;
     for (int64_t v = j / W; v < end && v < vectors_; ++v) {
-      typename S::V mean_re{}, mean_im{};
+      typename S::V re, im, mean_re{}, mean_im{};
       for (int64_t l = 0; center && l < depth_; ++l) {
-        const auto from = a.at(l, v * W);
-        mean_re += S::load(from.re);
-        mean_im += S::load(from.im);
+        a(l, v * W, re, im);
+        mean_re += re;
+        mean_im += im;
       }
       mean_re *= share;
       mean_im *= share;
       const int64_t panel = panel_of(v);
       T* to = packed + panel * panel_size() + (v - first_vector(panel)) * W;
       for (int64_t l = 0; l < depth_; ++l, to += kPitch) {
-        const auto from = a.at(l, v * W);
-        const auto re = S::to_lane_order((S::load(from.re) - mean_re) * scales);
-        const auto im = S::to_lane_order((S::load(from.im) - mean_im) * scales);
+        a(l, v * W, re, im);
+        re = S::to_lane_order((re - mean_re) * scales);
+        im = S::to_lane_order((im - mean_im) * scales);
         S::store(to, re);
         S::store(to + part, im);
         S::store(to + 2 * part, re + im);

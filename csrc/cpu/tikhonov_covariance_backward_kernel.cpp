@@ -16,27 +16,36 @@ void tikhonov_covariance_backward(const TikhonovProblem<T>& problem,
   using S = Simd<T>;
   const auto with_block = [&](void* block, bool run) {
     Carver carver(block);
-    TikhonovScene<T> scene(problem, carver, TikhonovScene<T>::kTile, true);
+    TikhonovScene<T> scene(problem, carver, TikhonovScene<T>::kTile);
     TikhonovGradient<T> gradient(scene, carver);
     HermitianProduct<T> product(carver, scene.n, scene.n_pad, scene.l_pad);
     const auto by_element = take_planar<T>(carver, product.rows, scene.l_pad);
     const auto scale = S::splat(T(1) / static_cast<T>(scene.snapshots));
     for (int64_t b = begin; run && b < end; ++b) {
-      scene.estimate(b);
-      auto estimates = scene.a;
+      scene.back_project(b, [](int64_t, int64_t) {});
+      // Until the gradient takes its place.
+      const auto& centred = gradient.grad_a;
       if (problem.center) {
-        estimates = gradient.grad_a;
-        for (int64_t i = 0; i < scene.snapshots * scene.n_pad; i += S::W) {
-          S::store(estimates.re + i, S::load(scene.a.re + i));
-          S::store(estimates.im + i, S::load(scene.a.im + i));
-        }
-        scene.subtract_mean(estimates);
+        for (int64_t l = 0; l < scene.snapshots; ++l)
+          for (int64_t i = 0; i < scene.n_pad; i += S::W) {
+            typename S::V re, im;
+            scene.estimate(l, i, re, im);
+            S::store(centred.at(l, i).re, re);
+            S::store(centred.at(l, i).im, im);
+          }
+        scene.subtract_mean(centred);
       }
-      const auto right =
-          gradient.by_element([&](int64_t i, auto& re, auto& im) RISKERNELS_INLINE_LAMBDA {
-            re = scale * S::load(estimates.re + i);
-            im = scale * S::load(estimates.im + i);
-          });
+      const auto scaled = [&](int64_t l, int64_t i, auto& re, auto& im) RISKERNELS_INLINE_LAMBDA {
+        if (problem.center) {
+          re = S::load(centred.at(l, i).re);
+          im = S::load(centred.at(l, i).im);
+        } else {
+          scene.estimate(l, i, re, im);
+        }
+        re *= scale;
+        im *= scale;
+      };
+      const auto right = gradient.by_element(scaled);
       product.run(HermitianPart<T>(grad.data, grad.stride, b),
                   HermitianPart<T>(grad.data, grad.stride, b + 1 < end ? b + 1 : b), right,
                   by_element);

@@ -25,9 +25,11 @@ void tikhonov_covariance(const TikhonovProblem<T>& problem, T* out, bool stream,
     Carver carver(block);
     TikhonovScene<T> scene(problem, carver, Simd<T>::W);
     T* const packed = carver.take<T>(outer.packed_size());
+    const auto estimate = [&](int64_t l, int64_t i, auto& re, auto& im)
+                              RISKERNELS_INLINE_LAMBDA { scene.estimate(l, i, re, im); };
     for (int64_t b = begin / shares; run && b * shares < end; ++b) {
-      scene.estimate(b, [&](int64_t j, int64_t columns) {
-        outer.pack(view(scene.a), scale, problem.center, j, columns, packed);
+      scene.back_project(b, [&](int64_t j, int64_t columns) {
+        outer.pack(estimate, scale, problem.center, j, columns, packed);
         scene.prefetch_scene(b + 1, j, columns);
       });
       const int64_t first = b * shares;

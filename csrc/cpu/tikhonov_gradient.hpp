@@ -3,7 +3,7 @@
 // w_l = S_l^{-1} Phi_l g_l and v_l = H^H w_l:
 //   dL/dy = w
 //   dL/dc = conj(g) x - 2 c Re(conj(v) x)
-//   dL/dH = sum_l z_l t_l^H - w_l s_l^H, t = c g - |c|^2 v, s = |c|^2 x = c a
+//   dL/dH = sum_l z_l t_l^H - w_l s_l^H, t = c g - |c|^2 v, s = |c|^2 x
 // which is dL/dPhi_l = z_l q_l^H - w_l a_l^H with q_l = g_l - Phi_l^H w_l (see the reference), put
 // into the products with c_l.
 #pragma once
@@ -19,7 +19,6 @@ class TikhonovGradient {
   using S = Simd<T>;
   static constexpr int W = S::W;
 
-  // The scene must keep its back-projections.
   TikhonovGradient(TikhonovScene<T>& scene, Carver& carver)
       : grad_a(take_planar<T>(carver, scene.snapshots, scene.n_pad)),
         s(scene),
@@ -35,8 +34,8 @@ class TikhonovGradient {
         channel_(take_planar<T>(carver, scene.m, kPanel)),
         loading_term_(carver.take<T>(scene.l_pad)) {}
 
-  // Snapshots in the vector lanes: element (n, l) of f(l, n, re, im), which gives one vector of
-  // elements of snapshot l, to a right factor [n_pad, l_pad].
+  // Snapshots in the vector lanes: f(l, n, re, im), which gives one vector of elements of snapshot
+  // l, to a right factor [n_pad, l_pad].
   template <typename F>
   RISKERNELS_INLINE RightPlanes<T> by_element(const F& f) const {
     for (int64_t l = 0; l < s.l_pad; l += W)
@@ -45,7 +44,7 @@ class TikhonovGradient {
 #pragma GCC unroll 16
         for (int r = 0; r < W; ++r) {
           re[r] = im[r] = typename S::V{};
-          if (l + r < s.snapshots) f((l + r) * s.n_pad + i, re[r], im[r]);
+          if (l + r < s.snapshots) f(l + r, i, re[r], im[r]);
         }
         transpose_vectors<T>(re);
         transpose_vectors<T>(im);
@@ -78,7 +77,7 @@ class TikhonovGradient {
     transpose(from.im, grad_a.im);
   }
 
-  // Uses grad_a and the estimate of scene b.
+  // Uses grad_a and the back-projections of scene b.
   void finish(int64_t b, const TikhonovGradients<T>& out) {
     project();
     s.solve(w_);
@@ -106,9 +105,10 @@ class TikhonovGradient {
 
   // w = Phi g, ready for the solve.
   void project() {
-    const auto scaled = [this](int64_t i, auto& re, auto& im) RISKERNELS_INLINE_LAMBDA {
-      const auto c_re = S::load(s.codes.re + i), c_im = S::load(s.codes.im + i);
-      const auto g_re = S::load(grad_a.re + i), g_im = S::load(grad_a.im + i);
+    const auto scaled = [this](int64_t l, int64_t i, auto& re, auto& im) RISKERNELS_INLINE_LAMBDA {
+      const auto c = s.codes.at(l, i), g = grad_a.at(l, i);
+      const auto c_re = S::load(c.re), c_im = S::load(c.im);
+      const auto g_re = S::load(g.re), g_im = S::load(g.im);
       re = c_re * g_re - c_im * g_im;
       im = c_re * g_im + c_im * g_re;
     };
@@ -124,7 +124,7 @@ class TikhonovGradient {
       s.load_channel(l);
       for (int64_t i = 0; i < s.n_pad; i += W) {
         typename S::V re, im;
-        scaled(l * s.n_pad + i, re, im);
+        scaled(l, i, re, im);
         S::store(by_element_.re + i, re);
         S::store(by_element_.im + i, -im);
       }
@@ -188,13 +188,17 @@ class TikhonovGradient {
         prefetch(s.p.h + 2 * (next_ * s.p.h_stride[0] + i), s.p.h_stride[2], s.m, columns);
       gauss_product<Conjugate::right>(count, 3, s.m, by_w, channel, v);
       if (h != nullptr) prefetch(h + 2 * i, s.n, s.m, columns);
-      if (codes != nullptr)
-        write_codes(first, count, i, columns, s.back_projection.at(first, i), codes);
+      if (s.p.relative && codes != nullptr) channel_energy(i);
+      if (h == nullptr)
+        write_elements<true, false>(first, count, i, columns, codes);
+      else if (codes == nullptr)
+        write_elements<false, true>(first, count, i, columns, codes);
+      else
+        write_elements<true, true>(first, count, i, columns, codes);
       if (shared && s.p.codes_stride[2] == 1)
         prefetch(s.p.codes + 2 * (next_ * s.p.codes_stride[0] + i), s.p.codes_stride[1], count,
                  columns);
       if (h == nullptr) continue;
-      form_factors(first, count, i);
       gauss_product<Conjugate::right>(s.m, 3, 2 * count, zw, right, channel_);
       if (s.p.relative) add_loading(first, count, i);
       for (int64_t r = 0; r < s.m; ++r) {
@@ -213,58 +217,46 @@ class TikhonovGradient {
       for (int64_t k = 0; k < 2 * columns; k += kLine) __builtin_prefetch(from + k);
   }
 
-  // dL/dc of a panel, from its x_l and the v_l in the panel's odd rows.
-  void write_codes(int64_t first, int64_t count, int64_t column, int64_t columns,
-                   const Planar<T>& back_projection, T* out) {
-    channel_energy(column);
-    for (int64_t l = first; l < first + count; ++l) {
-      const auto x = back_projection.at(l - first, 0), v = panel_.at(2 * (l - first) + 1, 0);
-      const auto g = grad_a.at(l, column), c = s.codes.at(l, column);
-      const auto term = S::splat(loading_term_[l]);
-      alignas(RISKERNELS_VECTOR_BYTES) T row_re[kPanel], row_im[kPanel];
-#pragma GCC unroll 3
-      for (int64_t k = 0; k < kPanel; k += W) {
-        const auto g_re = S::load(g.re + k), g_im = S::load(g.im + k);
-        const auto x_re = S::load(x.re + k), x_im = S::load(x.im + k);
-        const auto v_re = S::load(v.re + k), v_im = S::load(v.im + k);
-        auto real = T(-2) * (v_re * x_re + v_im * x_im);
-        if (s.p.relative) real += term * S::load(energy_ + k);
-        S::store(row_re + k, g_re * x_re + g_im * x_im + real * S::load(c.re + k));
-        S::store(row_im + k, g_re * x_im - g_im * x_re + real * S::load(c.im + k));
-      }
-      store_row(out + 2 * (l * s.n + column), columns, row_re, row_im);
-    }
-  }
-
-  // Puts t_l = c g - |c|^2 v and -s_l = -c a into the panel, in the places of z_l and w_l; the
-  // latter is that of v_l.
-  void form_factors(int64_t first, int64_t count, int64_t column) const {
+  // For a panel whose odd rows hold the v_l. With Codes, writes dL/dc. With Channel, puts t_l and
+  // -s_l = -|c|^2 x_l into the panel, in the places of z_l and w_l; the latter is that of v_l.
+  template <bool Codes, bool Channel>
+  void write_elements(int64_t first, int64_t count, int64_t column, int64_t columns, T* out) const {
     for (int64_t l = first; l < first + count; ++l) {
       const auto t = panel_.at(2 * (l - first), 0), v = panel_.at(2 * (l - first) + 1, 0);
       T* const t_difference = panel_difference_ + 2 * (l - first) * kPanel;
-      const auto g = grad_a.at(l, column), c = s.codes.at(l, column), a = s.a.at(l, column);
+      const auto g = grad_a.at(l, column), c = s.codes.at(l, column), x = s.x.at(l, column);
+      alignas(RISKERNELS_VECTOR_BYTES) T row_re[kPanel], row_im[kPanel];
 #pragma GCC unroll 3
       for (int64_t k = 0; k < kPanel; k += W) {
         const auto c_re = S::load(c.re + k), c_im = S::load(c.im + k);
         const auto g_re = S::load(g.re + k), g_im = S::load(g.im + k);
-        const auto a_re = S::load(a.re + k), a_im = S::load(a.im + k);
-        const auto energy = c_re * c_re + c_im * c_im;
-        const auto t_re = c_re * g_re - c_im * g_im - energy * S::load(v.re + k);
-        const auto t_im = c_re * g_im + c_im * g_re - energy * S::load(v.im + k);
-        const auto s_re = c_im * a_im - c_re * a_re, s_im = -(c_re * a_im + c_im * a_re);
-        S::store(t.re + k, t_re);
-        S::store(t.im + k, t_im);
-        S::store(t_difference + k, t_re - t_im);
-        S::store(v.re + k, s_re);
-        S::store(v.im + k, s_im);
-        S::store(t_difference + kPanel + k, s_re - s_im);
+        const auto x_re = S::load(x.re + k), x_im = S::load(x.im + k);
+        const auto v_re = S::load(v.re + k), v_im = S::load(v.im + k);
+        if constexpr (Codes) {
+          auto real = T(-2) * (v_re * x_re + v_im * x_im);
+          if (s.p.relative) real += S::splat(loading_term_[l]) * S::load(energy_ + k);
+          S::store(row_re + k, g_re * x_re + g_im * x_im + real * c_re);
+          S::store(row_im + k, g_re * x_im - g_im * x_re + real * c_im);
+        }
+        if constexpr (Channel) {
+          const auto weight = c_re * c_re + c_im * c_im;
+          const auto t_re = c_re * g_re - c_im * g_im - weight * v_re;
+          const auto t_im = c_re * g_im + c_im * g_re - weight * v_im;
+          const auto s_re = -weight * x_re, s_im = -weight * x_im;
+          S::store(t.re + k, t_re);
+          S::store(t.im + k, t_im);
+          S::store(t_difference + k, t_re - t_im);
+          S::store(v.re + k, s_re);
+          S::store(v.im + k, s_im);
+          S::store(t_difference + kPanel + k, s_re - s_im);
+        }
       }
+      if constexpr (Codes) store_row(out + 2 * (l * s.n + column), columns, row_re, row_im);
     }
   }
 
   // energy(n) = sum_m |H(m, n)|^2 of a panel; only `relative` asks for it.
   void channel_energy(int64_t column) {
-    if (!s.p.relative) return;
     for (int64_t k = 0; k < kPanel; k += W) {
       auto energy = typename S::V{};
       for (int64_t i = 0; i < s.m; ++i) {

@@ -29,14 +29,12 @@ class TikhonovScene {
  public:
   using S = Simd<T>;
   static constexpr int W = S::W;
-  static constexpr int64_t kTile = 3 * W;  // rows are padded to it unless told otherwise
-  // Columns of a that are estimated at a time, while they stay in the first-level cache.
+  static constexpr int64_t kTile = 3 * W;  // the backward's rows are padded to it
+  // Columns of x that are computed at a time, to be used while they are in the first-level cache.
   static constexpr int64_t kPanel = 6 * W;
 
-  // Rows of elements are padded to a multiple of `row_unit`, itself a multiple of W. With
-  // `keep_back_projection` the back-projection outlives the estimates that are made of it.
-  TikhonovScene(const TikhonovProblem<T>& problem, Carver& carver, int64_t row_unit = kTile,
-                bool keep_back_projection = false)
+  // Rows of elements are padded to a multiple of `row_unit`, itself a multiple of W.
+  TikhonovScene(const TikhonovProblem<T>& problem, Carver& carver, int64_t row_unit)
       : p(problem),
         m(problem.antennas),
         n(problem.elements),
@@ -46,14 +44,13 @@ class TikhonovScene {
         m_pad(round_up(m, W)),
         h(take_planar<T>(carver, m, n_pad)),
         codes(take_planar<T>(carver, snapshots, n_pad)),
-        a(take_planar<T>(carver, snapshots, n_pad)),
-        back_projection(keep_back_projection ? take_planar<T>(carver, snapshots, n_pad) : a),
+        x(take_planar<T>(carver, snapshots, n_pad)),
         z(take_planar<T>(carver, m, l_pad)),
-        weights(carver.take<T>(snapshots * n_pad)),
         loading(carver.take<T>(l_pad)),
         h_difference(carver.take<T>(m * n_pad)),
-        rhs_sum_(carver.take<T>(m * l_pad)),
-        rhs_difference_(carver.take<T>(m * l_pad)),
+        z_sum_(carver.take<T>(m * l_pad)),
+        z_difference_(carver.take<T>(m * l_pad)),
+        weights_(carver.take<T>(n_pad)),
         weights_by_element_(carver.take<T>(n_pad * l_pad)),
         products_(carver.take<T>(GramOfPairs<T>::kRows * n_pad)),
         factor_(take_planar<T>(carver, m * m, l_pad)) {
@@ -61,14 +58,10 @@ class TikhonovScene {
     factor_.row = m * l_pad;
   }
 
-  // Everything up to the estimates of scene b: h, codes, z, a.
-  void estimate(int64_t b) {
-    estimate(b, [](int64_t, int64_t) {});
-  }
-
-  // The same; calls use(j, columns) as soon as these columns of a are there, all of its rows.
+  // Everything up to the back-projections of scene b: h, codes, z, x. Calls use(j, columns) as soon
+  // as these columns of x are there, all of its rows.
   template <typename F>
-  void estimate(int64_t b, const F& use) {
+  void back_project(int64_t b, const F& use) {
     scene_ = b;
     load_codes();
     if (!p.h_per_snapshot) load_channel(0);
@@ -76,16 +69,25 @@ class TikhonovScene {
     shared_ = weigh() && !p.h_per_snapshot;
     factor();
     solve(z);
-    if (p.h_per_snapshot)
-      back_project(z, back_projection);
-    else
-      combine(z);
+    combine();
+    if (p.h_per_snapshot) back_project_snapshots();
     for (int64_t j = 0; j < n_pad; j += kPanel) {
       const int64_t columns = n_pad - j < kPanel ? n_pad - j : kPanel;
-      if (!p.h_per_snapshot) back_project_columns(j, columns, back_projection);
-      multiply_by_conjugate_codes(j, columns);
+      if (!p.h_per_snapshot)
+        gauss_product<Conjugate::right>(snapshots, columns / W, m, by_snapshot_, channel().at(0, j),
+                                        x.at(0, j));
       use(j, columns);
     }
+  }
+
+  // One vector of the estimates a = conj(c) x, row l and columns from j on.
+  RISKERNELS_INLINE void estimate(int64_t l, int64_t j, typename S::V& re,
+                                  typename S::V& im) const {
+    const auto c = codes.at(l, j), from = x.at(l, j);
+    const auto c_re = S::load(c.re), c_im = S::load(c.im);
+    const auto x_re = S::load(from.re), x_im = S::load(from.im);
+    re = x_re * c_re + x_im * c_im;
+    im = x_im * c_re - x_re * c_im;
   }
 
   // Asks for columns of the codes and of the first channel of scene b, to the second-level cache.
@@ -104,20 +106,6 @@ class TikhonovScene {
     int64_t g = 0;
     for (; g + 2 * W <= l_pad; g += 2 * W) solve_groups<2>(rhs, g);
     if (g < l_pad) solve_groups<1>(rhs, g);
-  }
-
-  // out(l, n) = sum_m rhs(m, l) conj(H_l(m, n))
-  void back_project(Planar<T> rhs, Planar<T> out) {
-    combine(rhs);
-    if (!p.h_per_snapshot) {
-      back_project_columns(0, n_pad, out);
-      return;
-    }
-    for (int64_t l = 0; l < snapshots; ++l) {
-      load_channel(l);
-      gauss_product<Conjugate::right>(1, n_pad / W, m, by_snapshot_.at(l, 0), channel(),
-                                      out.at(l, 0));
-    }
   }
 
   // Subtracts from every row its mean over the snapshots.
@@ -149,12 +137,8 @@ class TikhonovScene {
   const int64_t m, n, snapshots, n_pad, l_pad, m_pad;
   const Planar<T> h;      // [M, n_pad]
   const Planar<T> codes;  // [L, n_pad]
-  const Planar<T> a;      // [L, n_pad]
-  // [L, n_pad] H_l^H z_l: a before its multiplication by the conjugate codes, which takes its place
-  // unless it is kept.
-  const Planar<T> back_projection;
+  const Planar<T> x;      // [L, n_pad] H_l^H z_l
   const Planar<T> z;      // [M, l_pad]
-  T* const weights;       // [L, n_pad] |c|^2
   T* const loading;       // [l_pad] alpha_l
   T* const h_difference;  // [M, n_pad] re - im
 
@@ -188,6 +172,15 @@ class TikhonovScene {
     }
   }
 
+  // x(l, n) = sum_m z(m, l) conj(H_l(m, n)), a channel at a time.
+  void back_project_snapshots() {
+    for (int64_t l = 0; l < snapshots; ++l) {
+      load_channel(l);
+      gauss_product<Conjugate::right>(1, n_pad / W, m, by_snapshot_.at(l, 0), channel(),
+                                      x.at(l, 0));
+    }
+  }
+
   static void prefetch_rows(const T* first, int64_t rows, int64_t stride, int64_t length) {
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t k = 0; k < length; k += 32 / static_cast<int64_t>(sizeof(T)))  // a line
@@ -196,30 +189,14 @@ class TikhonovScene {
 
   RightPlanes<T> channel() const { return {h.re, h.im, h_difference, n_pad}; }
 
-  // The left factor of a back-projection: rhs transposed, and its sums and differences.
-  void combine(Planar<T> rhs) {
+  // The left factor of the back-projection: z transposed, and its sums and differences.
+  void combine() {
     for (int64_t i = 0; i < m * l_pad; i += W) {
-      const auto re = S::load(rhs.re + i), im = S::load(rhs.im + i);
-      S::store(rhs_sum_ + i, re + im);
-      S::store(rhs_difference_ + i, re - im);
+      const auto re = S::load(z.re + i), im = S::load(z.im + i);
+      S::store(z_sum_ + i, re + im);
+      S::store(z_difference_ + i, re - im);
     }
-    by_snapshot_ = {rhs.re, rhs_sum_, rhs_difference_, 1, l_pad};
-  }
-
-  void back_project_columns(int64_t j, int64_t columns, Planar<T> out) const {
-    gauss_product<Conjugate::right>(snapshots, columns / W, m, by_snapshot_, channel().at(0, j),
-                                    out.at(0, j));
-  }
-
-  void multiply_by_conjugate_codes(int64_t j, int64_t columns) const {
-    const auto& x = back_projection;
-    for (int64_t l = 0; l < snapshots; ++l)
-      for (int64_t i = l * n_pad + j; i < l * n_pad + j + columns; i += W) {
-        const auto c_re = S::load(codes.re + i), c_im = S::load(codes.im + i);
-        const auto re = S::load(x.re + i), im = S::load(x.im + i);
-        S::store(a.re + i, re * c_re + im * c_im);
-        S::store(a.im + i, im * c_re - re * c_im);
-      }
+    by_snapshot_ = {z.re, z_sum_, z_difference_, 1, l_pad};
   }
 
   template <int V>
@@ -240,33 +217,33 @@ class TikhonovScene {
     }
   }
 
-  // The weights |c|^2. Returns whether they are the same for all l up to the rounding of the codes
-  // themselves; the mean over l then replaces them, in row 0. NaN never agrees.
-  bool weigh() {
+  // One vector of |c_l|^2.
+  RISKERNELS_INLINE typename S::V weight(int64_t l, int64_t i) const {
+    const auto c = codes.at(l, i);
+    const auto re = S::load(c.re), im = S::load(c.im);
+    return re * re + im * im;
+  }
+
+  // Whether the weights |c|^2 are the same for all l up to the rounding of the codes themselves;
+  // their mean over l is then in weights_. NaN never agrees.
+  bool weigh() const {
     const auto tolerance = S::splat(T(16) * S::kEpsilon);
     const auto scale = S::splat(T(1) / static_cast<T>(snapshots));
-    const auto weight = [this](int64_t i) {
-      const auto re = S::load(codes.re + i), im = S::load(codes.im + i);
-      return re * re + im * im;
-    };
     typename S::I disagree{};
     for (int64_t i = 0; i < n_pad; i += W) {
-      const auto first = weight(i);
+      const auto first = weight(0, i);
       const auto bound = first * tolerance;
       auto sum = first;
       for (int64_t l = 1; l < snapshots; ++l) {
-        const auto other = weight(l * n_pad + i);
-        S::store(weights + l * n_pad + i, other);
+        const auto other = weight(l, i);
         const auto difference = other - first;
         disagree |= ~((difference <= bound) & (-difference <= bound));
         sum += other;
       }
-      S::store(weights + i, sum * scale);
+      S::store(weights_ + i, sum * scale);
     }
     bool agree = true;
     for (int w = 0; w < W; ++w) agree &= disagree[w] == 0;
-    for (int64_t i = 0; (!agree || p.h_per_snapshot) && i < n_pad; i += W)
-      S::store(weights + i, weight(i));
     return agree;
   }
 
@@ -277,16 +254,17 @@ class TikhonovScene {
         S::store(triangle.re + i, typename S::V{});
         S::store(triangle.im + i, typename S::V{});
       }
-      gram_of_snapshot(0, triangle);
+      weighted_gram_of(triangle);
       load_diagonal(0, triangle);
       for (int64_t l = 1; l < l_pad; ++l) loading[l] = loading[0];
-      cholesky_columns<T>(m, triangle, loading[0], rhs_sum_);
+      cholesky_columns<T>(m, triangle, loading[0], z_sum_);  // which combine() fills later
       return;
     }
     if (p.h_per_snapshot) {
       for (int64_t l = 0; l < snapshots; ++l) {
         load_channel(l);
-        gram_of_snapshot(l, factor_.at_lane(l));
+        for (int64_t i = 0; i < n_pad; i += W) S::store(weights_ + i, weight(l, i));
+        weighted_gram_of(factor_.at_lane(l));
       }
     } else {
       gram_of_all_snapshots();
@@ -296,17 +274,24 @@ class TikhonovScene {
     for (int64_t g = 0; g < l_pad; g += W) cholesky_lanes<T>(m, factor_.at_lane(g), loading + g);
   }
 
-  // Lower triangle of H diag(weights_l) H^H.
-  void gram_of_snapshot(int64_t l, const Planar<T>& out) {
+  // Lower triangle of H diag(weights_) H^H.
+  void weighted_gram_of(const Planar<T>& out) const {
     const Planar<T> room{products_, products_ + 2 * n_pad, n_pad};
-    weighted_gram<T>(m, n_pad, view(h), weights + l * n_pad, room, out);
+    weighted_gram<T>(m, n_pad, view(h), weights_, room, out);
   }
 
-  // The same for all snapshots that share H.
-  void gram_of_all_snapshots() {
-    for (int64_t k = 0; k < n_pad; ++k)
-      for (int64_t l = 0; l < l_pad; ++l)
-        weights_by_element_[k * l_pad + l] = l < snapshots ? weights[l * n_pad + k] : T(0);
+  // The same for all snapshots that share H, each with its own weights.
+  void gram_of_all_snapshots() const {
+    for (int64_t l = 0; l < l_pad; l += W)
+      for (int64_t i = 0; i < n_pad; i += W) {
+        typename S::V rows[W];
+#pragma GCC unroll 16
+        for (int r = 0; r < W; ++r)
+          rows[r] = l + r < snapshots ? weight(l + r, i) : typename S::V{};
+        transpose_vectors<T>(rows);
+#pragma GCC unroll 16
+        for (int r = 0; r < W; ++r) S::store(weights_by_element_ + (i + r) * l_pad + l, rows[r]);
+      }
     GramOfPairs<T>{n_pad, l_pad, view(h), weights_by_element_, products_, factor_}.run(m);
   }
 
@@ -336,10 +321,11 @@ class TikhonovScene {
     loading[l] = T(1);
   }
 
-  T *const rhs_sum_, *const rhs_difference_;  // [M, l_pad]
-  T* const weights_by_element_;               // [n_pad, l_pad]
-  T* const products_;                         // rows of products of elements of H
-  Factor factor_;                             // [M, M] of l_pad lanes
+  T *const z_sum_, *const z_difference_;  // [M, l_pad]
+  T* const weights_;                      // [n_pad] |c|^2 of all snapshots, or of one
+  T* const weights_by_element_;           // [n_pad, l_pad]
+  T* const products_;                     // rows of products of elements of H
+  Factor factor_;                         // [M, M] of l_pad lanes
   LeftPlanes<T> by_snapshot_{};
   int64_t scene_ = 0;
   bool shared_ = false;

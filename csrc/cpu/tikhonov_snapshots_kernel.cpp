@@ -7,16 +7,26 @@ namespace riskernels::RISKERNELS_ISA {
 
 template <typename T>
 void tikhonov_snapshots(const TikhonovProblem<T>& problem, T* out, int64_t begin, int64_t end) {
+  using S = Simd<T>;
+  constexpr int64_t kPanel = TikhonovScene<T>::kPanel;
   const auto with_block = [&](void* block, bool run) {
     Carver carver(block);
-    TikhonovScene<T> scene(problem, carver, Simd<T>::W);
+    TikhonovScene<T> scene(problem, carver, S::W);
+    const auto row = take_planar<T>(carver, 1, kPanel);
     for (int64_t b = begin; run && b < end; ++b) {
-      scene.estimate(b,
-                     [&](int64_t j, int64_t columns) { scene.prefetch_scene(b + 1, j, columns); });
-      for (int64_t l = 0; l < scene.snapshots; ++l) {
-        const auto row = scene.a.at(l, 0);
-        store_row(out + 2 * (b * scene.snapshots + l) * scene.n, scene.n, row.re, row.im);
-      }
+      scene.back_project(b, [&](int64_t j, int64_t columns) {
+        const int64_t length = scene.n - j < columns ? scene.n - j : columns;
+        for (int64_t l = 0; l < scene.snapshots; ++l) {
+          for (int64_t i = 0; i < columns; i += S::W) {
+            typename S::V re, im;
+            scene.estimate(l, j + i, re, im);
+            S::store(row.re + i, re);
+            S::store(row.im + i, im);
+          }
+          store_row(out + 2 * ((b * scene.snapshots + l) * scene.n + j), length, row.re, row.im);
+        }
+        scene.prefetch_scene(b + 1, j, columns);
+      });
     }
     return carver.used();
   };
@@ -29,10 +39,10 @@ void tikhonov_snapshots_backward(const TikhonovProblem<T>& problem, const Incomi
                                  int64_t end) {
   const auto with_block = [&](void* block, bool run) {
     Carver carver(block);
-    TikhonovScene<T> scene(problem, carver, TikhonovScene<T>::kTile, true);
+    TikhonovScene<T> scene(problem, carver, TikhonovScene<T>::kTile);
     TikhonovGradient<T> gradient(scene, carver);
     for (int64_t b = begin; run && b < end; ++b) {
-      scene.estimate(b);
+      scene.back_project(b, [](int64_t, int64_t) {});
       for (int64_t l = 0; l < scene.snapshots; ++l) {
         const auto row = gradient.grad_a.at(l, 0);
         load_row(grad.data + 2 * (b * grad.stride[0] + l * grad.stride[1]), grad.stride[2], scene.n,
