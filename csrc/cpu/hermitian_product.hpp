@@ -15,7 +15,9 @@ class HermitianProduct {
  public:
   using S = Simd<T>;
   static constexpr int W = S::W;
-  static constexpr int64_t kEdge = 24;  // of a tile: a multiple of all block sizes
+  // Of a tile: a multiple of all block sizes. Larger ones take fewer loads, but push what has been
+  // asked for ahead out of a first-level cache of 32 KiB.
+  static constexpr int64_t kEdge = 16;
 
   // `lanes` (a multiple of W) right-hand sides of `size` rows; out has `rows` rows, at least
   // `padded`, of which those beyond `size` become 0.
@@ -50,8 +52,8 @@ class HermitianProduct {
   const int64_t n, rows;
 
  private:
-  static constexpr int64_t kColumn = 4 * kEdge;
-  static constexpr int kAhead = 2;
+  static constexpr int64_t kColumn = 9 * kEdge;
+  static constexpr int kAhead = 3;
 
   // Rows from `first` on.
   void clear(const Planar<T>& out, int64_t first) const {
@@ -185,7 +187,7 @@ class HermitianProduct {
   template <Conjugate C, int V>
   __attribute__((noinline)) void multiply_lanes(int64_t rows, int64_t depth, LeftPlanes<T> tile,
                                                 const RightPlanes<T>& x, Planar<T> out) {
-    constexpr int R = 12 / V;
+    constexpr int R = V == 1 ? 8 : 4;
     static_assert(kEdge % R == 0);
     // Constants, which leave registers to the loops.
     tile.row = C == Conjugate::none ? kPitch : 2;

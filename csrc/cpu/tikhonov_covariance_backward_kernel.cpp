@@ -16,7 +16,7 @@ void tikhonov_covariance_backward(const TikhonovProblem<T>& problem,
   using S = Simd<T>;
   const auto with_block = [&](void* block, bool run) {
     Carver carver(block);
-    TikhonovScene<T> scene(problem, carver, TikhonovScene<T>::kTile);
+    TikhonovScene<T> scene(problem, carver);
     TikhonovGradient<T> gradient(scene, carver);
     HermitianProduct<T> product(carver, scene.n, scene.n_pad, scene.l_pad);
     const auto by_element = take_planar<T>(carver, product.rows, scene.l_pad);

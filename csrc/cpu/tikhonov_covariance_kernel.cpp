@@ -23,7 +23,7 @@ void tikhonov_covariance(const TikhonovProblem<T>& problem, T* out, bool stream,
   const T scale = T(1) / __builtin_sqrt(static_cast<T>(problem.snapshots));
   const auto with_block = [&](void* block, bool run) {
     Carver carver(block);
-    TikhonovScene<T> scene(problem, carver, Simd<T>::W);
+    TikhonovScene<T> scene(problem, carver);
     T* const packed = carver.take<T>(outer.packed_size());
     const auto estimate = [&](int64_t l, int64_t i, auto& re, auto& im)
                               RISKERNELS_INLINE_LAMBDA { scene.estimate(l, i, re, im); };

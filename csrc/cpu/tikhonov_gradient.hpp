@@ -101,7 +101,9 @@ class TikhonovGradient {
   const Planar<T> grad_a;  // [L, n_pad] dL/da, filled by the caller; 0 from column N on
 
  private:
-  static constexpr int64_t kPanel = TikhonovScene<T>::kTile;  // 3 W columns at a time
+  // Columns that are written at a time. Of 32 registers the products use all with three vectors; of
+  // 16 they do so with one, which leaves the first-level cache to their factors.
+  static constexpr int64_t kPanel = (RISKERNELS_VECTOR_BYTES == 64 ? 3 : 1) * W;
 
   // w = Phi g, ready for the solve.
   void project() {
@@ -180,15 +182,16 @@ class TikhonovGradient {
     const RightPlanes<T> right{panel_.re, panel_.im, panel_difference_, kPanel};
     const Planar<T> v{panel_.re + kPanel, panel_.im + kPanel, 2 * kPanel};
     const bool shared = !s.p.h_per_snapshot;
-    for (int64_t i = 0; i < s.n_pad; i += kPanel) {
+    for (int64_t i = 0; i < s.n; i += kPanel) {
       const int64_t columns = s.n - i < kPanel ? s.n - i : kPanel;
+      const int64_t vectors = (columns + W - 1) / W;
       const RightPlanes<T> channel{s.h.re + i, s.h.im + i, s.h_difference + i, s.n_pad};
       if (codes != nullptr) prefetch(codes + 2 * (first * s.n + i), s.n, count, columns);
       if (shared && s.p.h_stride[3] == 1)
         prefetch(s.p.h + 2 * (next_ * s.p.h_stride[0] + i), s.p.h_stride[2], s.m, columns);
-      gauss_product<Conjugate::right>(count, 3, s.m, by_w, channel, v);
+      gauss_product<Conjugate::right>(count, vectors, s.m, by_w, channel, v);
       if (h != nullptr) prefetch(h + 2 * i, s.n, s.m, columns);
-      if (s.p.relative && codes != nullptr) channel_energy(i);
+      if (s.p.relative && codes != nullptr) channel_energy(i, columns);
       if (h == nullptr)
         write_elements<true, false>(first, count, i, columns, codes);
       else if (codes == nullptr)
@@ -199,8 +202,8 @@ class TikhonovGradient {
         prefetch(s.p.codes + 2 * (next_ * s.p.codes_stride[0] + i), s.p.codes_stride[1], count,
                  columns);
       if (h == nullptr) continue;
-      gauss_product<Conjugate::right>(s.m, 3, 2 * count, zw, right, channel_);
-      if (s.p.relative) add_loading(first, count, i);
+      gauss_product<Conjugate::right>(s.m, vectors, 2 * count, zw, right, channel_);
+      if (s.p.relative) add_loading(first, count, i, columns);
       for (int64_t r = 0; r < s.m; ++r) {
         const auto row = channel_.at(r, 0);
         store_row(h + 2 * (r * s.n + i), columns, row.re, row.im);
@@ -226,8 +229,7 @@ class TikhonovGradient {
       T* const t_difference = panel_difference_ + 2 * (l - first) * kPanel;
       const auto g = grad_a.at(l, column), c = s.codes.at(l, column), x = s.x.at(l, column);
       alignas(RISKERNELS_VECTOR_BYTES) T row_re[kPanel], row_im[kPanel];
-#pragma GCC unroll 3
-      for (int64_t k = 0; k < kPanel; k += W) {
+      for (int64_t k = 0; k < columns; k += W) {
         const auto c_re = S::load(c.re + k), c_im = S::load(c.im + k);
         const auto g_re = S::load(g.re + k), g_im = S::load(g.im + k);
         const auto x_re = S::load(x.re + k), x_im = S::load(x.im + k);
@@ -256,8 +258,8 @@ class TikhonovGradient {
   }
 
   // energy(n) = sum_m |H(m, n)|^2 of a panel; only `relative` asks for it.
-  void channel_energy(int64_t column) {
-    for (int64_t k = 0; k < kPanel; k += W) {
+  void channel_energy(int64_t column, int64_t columns) {
+    for (int64_t k = 0; k < columns; k += W) {
       auto energy = typename S::V{};
       for (int64_t i = 0; i < s.m; ++i) {
         const auto h = s.h.at(i, column + k);
@@ -269,8 +271,8 @@ class TikhonovGradient {
   }
 
   // Adds 2 (alpha / N) sum_l dL/dalpha_l |c_l|^2 H to a panel of the channel's gradient.
-  void add_loading(int64_t first, int64_t count, int64_t column) const {
-    for (int64_t k = 0; k < kPanel; k += W) {
+  void add_loading(int64_t first, int64_t count, int64_t column, int64_t columns) const {
+    for (int64_t k = 0; k < columns; k += W) {
       auto weight = typename S::V{};
       for (int64_t l = first; l < first + count; ++l) {
         const auto c = s.codes.at(l, column + k);

@@ -29,17 +29,15 @@ class TikhonovScene {
  public:
   using S = Simd<T>;
   static constexpr int W = S::W;
-  static constexpr int64_t kTile = 3 * W;  // the backward's rows are padded to it
   // Columns of x that are computed at a time, to be used while they are in the first-level cache.
   static constexpr int64_t kPanel = 6 * W;
 
-  // Rows of elements are padded to a multiple of `row_unit`, itself a multiple of W.
-  TikhonovScene(const TikhonovProblem<T>& problem, Carver& carver, int64_t row_unit)
+  TikhonovScene(const TikhonovProblem<T>& problem, Carver& carver)
       : p(problem),
         m(problem.antennas),
         n(problem.elements),
         snapshots(problem.snapshots),
-        n_pad(padded_row(n, row_unit)),
+        n_pad(padded_row(n)),
         l_pad(round_up(snapshots, W)),
         m_pad(round_up(m, W)),
         h(take_planar<T>(carver, m, n_pad)),
@@ -143,10 +141,11 @@ class TikhonovScene {
   T* const h_difference;  // [M, n_pad] re - im
 
  private:
-  static int64_t padded_row(int64_t n, int64_t unit) {
-    const int64_t row = round_up(n, unit);
+  // Whole vectors.
+  static int64_t padded_row(int64_t n) {
+    const int64_t row = round_up(n, W);
     // Rows that lie whole pages apart would compete for the same few lines of the caches.
-    return row * static_cast<int64_t>(sizeof(T)) % 1024 == 0 ? row + unit : row;
+    return row * static_cast<int64_t>(sizeof(T)) % 1024 == 0 ? row + W : row;
   }
 
   struct Factor : Planar<T> {

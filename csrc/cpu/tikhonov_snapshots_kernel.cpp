@@ -11,7 +11,7 @@ void tikhonov_snapshots(const TikhonovProblem<T>& problem, T* out, int64_t begin
   constexpr int64_t kPanel = TikhonovScene<T>::kPanel;
   const auto with_block = [&](void* block, bool run) {
     Carver carver(block);
-    TikhonovScene<T> scene(problem, carver, S::W);
+    TikhonovScene<T> scene(problem, carver);
     const auto row = take_planar<T>(carver, 1, kPanel);
     for (int64_t b = begin; run && b < end; ++b) {
       scene.back_project(b, [&](int64_t j, int64_t columns) {
@@ -39,7 +39,7 @@ void tikhonov_snapshots_backward(const TikhonovProblem<T>& problem, const Incomi
                                  int64_t end) {
   const auto with_block = [&](void* block, bool run) {
     Carver carver(block);
-    TikhonovScene<T> scene(problem, carver, TikhonovScene<T>::kTile);
+    TikhonovScene<T> scene(problem, carver);
     TikhonovGradient<T> gradient(scene, carver);
     for (int64_t b = begin; run && b < end; ++b) {
       scene.back_project(b, [](int64_t, int64_t) {});
