@@ -204,5 +204,7 @@ def tikhonov_snapshots(
         >>> tikhonov_snapshots(y, h, codes).shape
         torch.Size([2, 16, 144])
     """
-    result: Tensor = _call(y, h, codes, alpha, relative=relative)
+    # As in tikhonov_covariance.
+    options = {} if relative is False else {"relative": relative}
+    result: Tensor = _call(y, h, codes, alpha, **options)
     return result
