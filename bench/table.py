@@ -23,7 +23,7 @@ from ris_pytorch_pipeline import evaluation_report, profile_report
 
 MARKED = re.compile(
     r"<!-- table of (?P<files>\S+(?: (?!--)\S+)*?)(?P<operators>(?: --op \S+)*): begin -->\n"
-    r"(?P<table>.*?)\n<!-- end -->",
+    r"(?P<table>.*?)\n?<!-- end -->",
     re.DOTALL,
 )
 

@@ -259,6 +259,9 @@ def test_runs_on_several_numbers_of_threads_stand_side_by_side(tmp_path):
     marked = "<!-- table of one.json two.json --op tikhonov_covariance: begin -->\n{}\n<!-- end -->"
     drawn = table.threads_table([one, two], ["tikhonov_covariance"])
     assert table.redraw(marked.format("stale"), tmp_path) == marked.format(drawn)
+    # A pair of comments with nothing between them takes nothing that follows them.
+    empty = marked.replace("\n{}\n", "\n")
+    assert table.redraw(f"{empty}\n{empty}", tmp_path) == "\n".join(2 * [marked.format(drawn)])
     with pytest.raises(ValueError, match="different numbers"):
         table.threads_table([one, one])
     with pytest.raises(ValueError, match="no case in common"):
