@@ -69,6 +69,39 @@ def _exact() -> dict[str, Tensor]:
         return simd_outputs.outputs(torch.complex128)
 
 
+PAST_THE_CACHES = """
+import sys
+import tikhonov_inputs as ti
+import torch
+from riskernels import tikhonov_covariance
+
+n, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
+scenes = (4 << 20) // (n * n * dtype.itemsize) + 3
+y, h, codes = ti.make(scenes, 3, 4, n, dtype, seed=n).tensors
+single = [[t[b : b + 1] for t in (y, h, codes)] for b in range(scenes)]
+alone = torch.cat([tikhonov_covariance(*inputs) for inputs in single])
+for threads in (1, 3, scenes + 1):
+    torch.set_num_threads(threads)
+    together = tikhonov_covariance(y, h, codes)
+    assert together.numel() * dtype.itemsize > 4 << 20 > alone[0].numel() * dtype.itemsize
+    assert torch.equal(torch.view_as_real(together), torch.view_as_real(alone)), threads
+"""
+
+
+@pytest.mark.parametrize(
+    "n,dtype", [(144, "complex64"), (145, "complex64"), (149, "complex128"), (513, "complex64")]
+)
+@pytest.mark.parametrize("level", library.SIMD_LEVELS)
+def test_outputs_beyond_the_caches_have_the_bits_of_single_scenes(
+    level: str, n: int, dtype: str
+) -> None:
+    """Rows of whole cache lines, others, and scenes too large to be made aside."""
+    if missing := _missing(level):
+        pytest.skip(f"this processor lacks {level}: {', '.join(sorted(missing))}")
+    result = _python("-c", PAST_THE_CACHES, str(n), dtype, RISKERNELS_SIMD=level)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("level", library.SIMD_LEVELS)
 def test_every_operator_agrees_with_the_reference(level: str, tmp_path: Path) -> None:
     """Each level is held to the same complex128 values, and so to the others."""

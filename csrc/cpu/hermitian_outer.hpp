@@ -71,11 +71,15 @@ class HermitianOuter {
     }
   }
 
+  // Whether all rows of R consist of whole cache lines.
+  bool whole_lines(const T* out) const {
+    return n_ % kLine == 0 && reinterpret_cast<std::uintptr_t>(out) % 64 == 0;
+  }
+
   // Writes the tiles whose first share lies in [begin, end), and their mirror images, into R [n,
   // n]. With `stream`, rows that consist of whole cache lines go past the caches.
   void write(const T* packed, T* out, bool stream, int64_t begin, int64_t end) const {
-    const bool whole_lines = n_ % kLine == 0 && reinterpret_cast<std::uintptr_t>(out) % 64 == 0;
-    if (stream && whole_lines) {
+    if (stream && whole_lines(out)) {
       write_tiles<true>(packed, out, begin, end);
       S::stream_fence();
     } else {

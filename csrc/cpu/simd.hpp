@@ -76,6 +76,7 @@ struct Simd {
   }
 
   // A store past the caches, where the instruction set has one; p is aligned to the vector.
+  static constexpr bool kStreams = RISKERNELS_VECTOR_BYTES > 16;
   static RISKERNELS_INLINE void stream(T* p, V v) {
 #if RISKERNELS_VECTOR_BYTES > 16 && defined(__clang__)
     __builtin_nontemporal_store(v, reinterpret_cast<V*>(p));
@@ -199,6 +200,19 @@ RISKERNELS_INLINE void load_row(const T* row, int64_t stride, int64_t n, T* re, 
     re[i] = row[2 * i * stride];
     im[i] = row[2 * i * stride + 1];
   }
+}
+
+// A copy past the caches, but for what lies in lines that it shares with its neighbours.
+template <typename T>
+inline void stream_copy(T* to, int64_t n, const T* from) {
+  using S = Simd<T>;
+  int64_t i = 0;
+  for (; i < n && reinterpret_cast<std::uintptr_t>(to + i) % 64 != 0; ++i) to[i] = from[i];
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (; i + kLine <= n; i += kLine)
+    for (int64_t k = i; k < i + kLine; k += S::W) S::stream(to + k, S::load(from + k));
+  for (; i < n; ++i) to[i] = from[i];
+  S::stream_fence();
 }
 
 // Planar re and im into one contiguous complex row of n elements.

@@ -8,6 +8,10 @@
 
 namespace riskernels::RISKERNELS_ISA {
 
+// Where the output goes past the caches but rows of R are no whole lines, an R of up to so many
+// bytes is made in the caches and copied: the scenes follow one another without a gap.
+constexpr int64_t kAsideBytes = int64_t(1) << 21;
+
 template <typename T>
 void tikhonov_covariance_shares(const TikhonovProblem<T>& problem, int64_t& shares) {
   shares = HermitianOuter<T>(problem.elements, problem.snapshots).shares();
@@ -20,11 +24,14 @@ void tikhonov_covariance(const TikhonovProblem<T>& problem, T* out, bool stream,
                          int64_t end) {
   const HermitianOuter<T> outer(problem.elements, problem.snapshots);
   const int64_t size = 2 * problem.elements * problem.elements, shares = outer.shares();
+  const bool aside = stream && Simd<T>::kStreams && !outer.whole_lines(out) &&
+                     size * static_cast<int64_t>(sizeof(T)) <= kAsideBytes;
   const T scale = T(1) / __builtin_sqrt(static_cast<T>(problem.snapshots));
   const auto with_block = [&](void* block, bool run) {
     Carver carver(block);
     TikhonovScene<T> scene(problem, carver);
     T* const packed = carver.take<T>(outer.packed_size());
+    T* const made_aside = aside ? carver.take<T>(size) : nullptr;
     const auto estimate = [&](int64_t l, int64_t i, auto& re, auto& im)
                               RISKERNELS_INLINE_LAMBDA { scene.estimate(l, i, re, im); };
     for (int64_t b = begin / shares; run && b * shares < end; ++b) {
@@ -32,9 +39,14 @@ void tikhonov_covariance(const TikhonovProblem<T>& problem, T* out, bool stream,
         outer.pack(estimate, scale, problem.center, j, columns, packed);
         scene.prefetch_scene(b + 1, j, columns);
       });
-      const int64_t first = b * shares;
-      outer.write(packed, out + b * size, stream, begin > first ? begin - first : 0,
-                  end - first < shares ? end - first : shares);
+      const int64_t first = b * shares, from = begin > first ? begin - first : 0;
+      const int64_t to = end - first < shares ? end - first : shares;
+      if (aside && to - from == shares) {
+        outer.write(packed, made_aside, false, from, to);
+        stream_copy(out + b * size, size, made_aside);
+      } else {
+        outer.write(packed, out + b * size, stream, from, to);
+      }
     }
     return carver.used();
   };
