@@ -123,7 +123,9 @@ def test_one_of_several_is_killed_at_random_moments(pair, tmp_path, seed):
             if rank == victim:
                 timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL))
                 timer.daemon = True
-                timer.start()
+                # Before they have met, nothing tells a process of another's end but the time that
+                # it waits, and that is longer than this test.
+                before_step(1, timer.start)
             fit(config, folder / "run", resume=True, quiet=True)
 
         return Team(2, work, folder)
