@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -20,6 +21,10 @@ from ris_pytorch_pipeline.trainer import Trainer
 
 LIMIT = 240.0
 """Seconds after which processes that have not ended are a failure of the test."""
+
+# Both ends of a store's connection ask the name server who 127.0.0.1 is. A lost answer would
+# otherwise hold them up for longer than a process may be silent in some of the tests.
+os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
 
 def in_a_child(work: Callable[[], object]) -> int:
@@ -48,18 +53,30 @@ class Team:
     def __init__(self, size: int, work: Callable[[int], None], folder: Path) -> None:
         self.size, self.folder = size, folder
         folder.mkdir(parents=True, exist_ok=True)
-        # As the agent of torchrun does: the store outlives every process.
-        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        self.running = {rank: in_a_child(lambda r=rank: self._run(r, work)) for rank in range(size)}
         self.statuses: dict[int, int] = {}
+        listener = socket.create_server(("127.0.0.1", 0), backlog=size)
+        port = listener.getsockname()[1]
+        # The processes are there before the store is: its thread may be looking up a name, and a
+        # process forked at that moment would wait for the lock of the resolver without end.
+        self.running = {
+            rank: in_a_child(lambda r=rank: self._run(r, port, work)) for rank in range(size)
+        }
+        # As the agent of torchrun does: the store outlives every process. It closes the socket.
+        self._store: dist.TCPStore | None = dist.TCPStore(
+            "127.0.0.1",
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),
+        )
 
-    def _run(self, rank: int, work: Callable[[int], None]) -> None:
+    def _run(self, rank: int, port: int, work: Callable[[int], None]) -> None:
         os.environ.update(
             RANK=str(rank),
             LOCAL_RANK=str(rank),
             WORLD_SIZE=str(self.size),
             MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(self._store.port),
+            MASTER_PORT=str(port),
             TORCHELASTIC_USE_AGENT_STORE="True",
         )
         stdout = os.open(self.folder / f"stdout.{rank}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
@@ -111,6 +128,8 @@ class Team:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+        # Its thread ends here, before another team is forked.
+        self._store = None
 
 
 def before_step(step: int, action: Callable[[], None]) -> None:
