@@ -24,7 +24,8 @@ void tikhonov_covariance(const TikhonovProblem<T>& problem, T* out, bool stream,
                          int64_t end) {
   const HermitianOuter<T> outer(problem.elements, problem.snapshots);
   const int64_t size = 2 * problem.elements * problem.elements, shares = outer.shares();
-  const bool aside = stream && Simd<T>::kStreams && !outer.whole_lines(out) &&
+  const bool whole_scenes = begin % shares == 0 && end % shares == 0;
+  const bool aside = whole_scenes && stream && Simd<T>::kStreams && !outer.whole_lines(out) &&
                      size * static_cast<int64_t>(sizeof(T)) <= kAsideBytes;
   const T scale = T(1) / __builtin_sqrt(static_cast<T>(problem.snapshots));
   const auto with_block = [&](void* block, bool run) {
@@ -41,7 +42,7 @@ void tikhonov_covariance(const TikhonovProblem<T>& problem, T* out, bool stream,
       });
       const int64_t first = b * shares, from = begin > first ? begin - first : 0;
       const int64_t to = end - first < shares ? end - first : shares;
-      if (aside && to - from == shares) {
+      if (aside) {
         outer.write(packed, made_aside, false, from, to);
         stream_copy(out + b * size, size, made_aside);
       } else {

@@ -107,15 +107,15 @@ class TikhonovScene {
   }
 
   // Subtracts from every row its mean over the snapshots.
-  void subtract_mean(Planar<T> x) const {
+  void subtract_mean(Planar<T> rows) const {
     const auto scale = S::splat(T(1) / static_cast<T>(snapshots));
-    for (T* part : {x.re, x.im}) {
+    for (T* part : {rows.re, rows.im}) {
       for (int64_t i = 0; i < n_pad; i += W) {
         auto mean = S::load(part + i);
-        for (int64_t l = 1; l < snapshots; ++l) mean += S::load(part + l * x.row + i);
+        for (int64_t l = 1; l < snapshots; ++l) mean += S::load(part + l * rows.row + i);
         mean *= scale;
         for (int64_t l = 0; l < snapshots; ++l)
-          S::store(part + l * x.row + i, S::load(part + l * x.row + i) - mean);
+          S::store(part + l * rows.row + i, S::load(part + l * rows.row + i) - mean);
       }
     }
   }
