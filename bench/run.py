@@ -211,13 +211,14 @@ def describe(case: dict[str, Any]) -> str:
             lines.append(f"{head}{entry['status']}: {entry['reason']} {errors}".rstrip())
     if "memory" in case:
         extra = case["memory"]
-        beyond = extra.get("bytes_beyond_output_per_thread", extra["bytes_beyond_output"]) / 2**20
+        beyond = extra.get("bytes_beyond_output_per_thread", extra["bytes_beyond_output"])
         per = " per thread" if "threads" in extra else ""
-        lines.append(f"  peak memory beyond the output: {beyond:.2f} MiB{per}")
+        lines.append(f"  peak memory beyond the output: {max(beyond, 0) / 2**20:.2f} MiB{per}")
         for name, peer in extra.get("peers", {}).items():
             few = peer["measured_scenes"] < case["sizes"]["B"]
             scaled = f" (from {peer['measured_scenes']} scenes)" if few else ""
-            lines.append(f"    {name}: {peer['bytes_beyond_output'] / 2**20:.2f} MiB{scaled}")
+            beyond = max(peer["bytes_beyond_output"], 0) / 2**20
+            lines.append(f"    {name}: {beyond:.2f} MiB{scaled}")
     return "\n".join(lines)
 
 

@@ -86,7 +86,8 @@ def _operator_table(cases: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _mebibytes(size: float) -> str:
-    return f"{size / 2**20:.2f} MiB"
+    # What is paged out meanwhile can make it a few pages less than nothing.
+    return f"{max(size, 0) / 2**20:.2f} MiB"
 
 
 def _memory_rows(cases: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> list[str]:

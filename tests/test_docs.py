@@ -201,3 +201,8 @@ def test_citation_as_bibtex(generate: ModuleType, tmp_path: Path) -> None:
         "  version = {2},",
         "  year = {2031},",
     ]
+
+
+def test_no_page_takes_the_place_of_one_that_sphinx_writes():
+    own = {"search", "genindex", "py-modindex"}
+    assert not own & {page.stem for page in (ROOT / "docs").glob("*.md")}
